@@ -267,7 +267,7 @@ class Kernel:
         """The digest of its code, and of what numba knows its file by."""
         file, line = inspect.getsourcefile(self.function), self.function.__code__.co_firstlineno
         source = Path(file).read_bytes() if file and os.path.isfile(file) else b""
-        place = f"{file}:{line}".encode() + source
+        place = f"{self.name} {file}:{line}".encode() + source
         code = fingerprint(self.function)
         return f"{code}-{hashlib.sha256(place).hexdigest()[:8]}"
 

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from numba.core.types import StructRef
 from numba.experimental import structref
 
+from streamadapt.compiled import Kernel
 from streamadapt.guard.event import Event, Parts
 
 __all__ = ["event_box", "parts_box"]
@@ -41,11 +43,28 @@ structref.define_proxy(EventBox, EventType, list(Event._fields))
 structref.define_proxy(PartsBox, PartsType, list(Parts._fields))
 
 
+@cache
+def _event_maker() -> Kernel:
+    def make(experts: Any, own: Any, shares: Any, target: Any, mask: Any) -> Any:
+        return EventBox(experts, own, shares, target, mask)
+
+    return Kernel(make, f"a holder of {Event._fields}")
+
+
+@cache
+def _parts_maker(guard: str) -> Kernel:
+    def make(c: Any, p: Any, s: Any, w: Any) -> Any:
+        return PartsBox(c, p, s, w)
+
+    return Kernel(make, f"a holder of {Parts._fields} for {guard}")
+
+
 def event_box(event: Event) -> Any:
     """Return a holder of an event."""
-    return EventBox(*event)
+    return _event_maker().call(*event)
 
 
 def parts_box(parts: Parts) -> Any:
-    """Return a holder of a guard's parts."""
-    return PartsBox(*parts)
+    """Return a holder of a guard's parts: made in a kernel, since numba would compile the
+    holder's constructor in each process."""
+    return _parts_maker(type(parts.state).__qualname__).call(*parts)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from numba.core.types import StructRef
 from numba.experimental import structref
 
+from streamadapt.compiled import Kernel
 from streamadapt.learners.lots import Lot, Parts
 
 __all__ = ["lot_box", "parts_box"]
@@ -40,11 +42,29 @@ structref.define_proxy(LotBox, LotType, list(Lot._fields))
 structref.define_proxy(PartsBox, PartsType, list(Parts._fields))
 
 
+@cache
+def _lot_maker() -> Kernel:
+    def make(k: Any, keys: Any, w: Any, t: Any, b: Any, e: Any, y: Any, known: Any,
+             weights: Any, boosts: Any, out: Any) -> Any:  # fmt: skip
+        return LotBox(k, keys, w, t, b, e, y, known, weights, boosts, out)
+
+    return Kernel(make, f"a holder of {Lot._fields}")
+
+
+@cache
+def _parts_maker(learner: str) -> Kernel:
+    def make(c: Any, p: Any, s: Any, w: Any, first: Any, last: Any) -> Any:
+        return PartsBox(c, p, s, w, first, last)
+
+    return Kernel(make, f"a holder of {Parts._fields} for {learner}")
+
+
 def lot_box(lot: Lot) -> Any:
     """Return a holder of a lot."""
-    return LotBox(*lot)
+    return _lot_maker().call(*lot)
 
 
 def parts_box(parts: Parts) -> Any:
-    """Return a holder of a learner's parts."""
-    return PartsBox(*parts)
+    """Return a holder of a learner's parts: made in a kernel, since numba would compile the
+    holder's constructor in each process."""
+    return _parts_maker(type(parts.state).__qualname__).call(*parts)
