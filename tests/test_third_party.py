@@ -68,8 +68,19 @@ def written_config():
 
 
 def test_the_package_has_fewer_than_forty_lines():
-    assert set(BLOCKS) == {*PACKAGE, "learners.toml", "check_median.py"}
+    assert set(BLOCKS) == {*PACKAGE, "learners.toml", "check_median.py", "compiled_median.py"}
     assert sum(len(BLOCKS[name].splitlines()) + 1 for name in PACKAGE) < 40
+
+
+@pytest.mark.parametrize("compiles", ["0", "1"])
+def test_the_compiled_learner_passes_the_checks(tmp_path, monkeypatch, compiles):
+    """As the page says: uncompiled first, then compiled."""
+    (tmp_path / "running_median.py").write_text(BLOCKS["compiled_median.py"])
+    (tmp_path / "check_median.py").write_text(BLOCKS["check_median.py"])
+    monkeypatch.setenv("STREAMADAPT_COMPILE", compiles)
+    done = python("", tmp_path, "check_median.py")
+    assert done.returncode == 0, done.stderr
+    assert len(BLOCKS["compiled_median.py"].splitlines()) < 50
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ structref.define_proxy(PartsBox, PartsType, list(Parts._fields))
 
 @cache
 def _lot_maker() -> Kernel:
-    def make(k: Any, keys: Any, w: Any, t: Any, b: Any, e: Any, y: Any, known: Any,
+    def make(k: Any, keys: Any, w: Any, t: Any, b: Any, e: Any, y: Any, known: Any,  # noqa: PLR0913
              weights: Any, boosts: Any, out: Any) -> Any:  # fmt: skip
         return LotBox(k, keys, w, t, b, e, y, known, weights, boosts, out)
 
