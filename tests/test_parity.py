@@ -122,6 +122,8 @@ def test_the_default_sets_have_their_cases(pipelines):
 FACTS = {
     **{f"one-drift-{detector}": "drifts" for detector in DETECTORS},
     **{f"one-drift-adwin-{reaction}": "reactions" for reaction in ("forget", "reset", "refit")},
+    **{f"{task}-forget-all": "reactions" for task in ("forecast", "two", "classes")},
+    **{f"{task}-boost-all": "drifts" for task in ("forecast", "two", "classes")},
     "one-budget": "asked",
     "two-bias": "refused",
 }
@@ -140,6 +142,7 @@ COUNTS = {
     "clicks": ("counts", "labels", "turned"),
     "one-wild": ("counts", "labels", "absurd"),
     "two-bias": ("counts", "labels", "partial"),
+    "forecast-wild": ("totals", "absurd"),
     "one-keys-2": ("counts", "keys", "restored"),
 }
 

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,12 +35,17 @@ def main() -> int:
     if not asked.draft and _git("status", "--porcelain"):
         print("the working tree has changes: commit them first, or use --draft", file=sys.stderr)
         return 1
+    made_by = {
+        "commit": _git("rev-parse", "HEAD") + (" and changes" if asked.draft else ""),
+        "tree of streamadapt": _git("rev-parse", "HEAD:streamadapt"),
+        "machine": machine(),
+    }
     FOLDER.mkdir(exist_ok=True)
     write_models(FOLDER)
     start = time.process_time()
     for name in asked.only or CASES:
         _write(name)
-    _write_manifest(asked.draft)
+    _write_manifest(made_by)
     print(f"{time.process_time() - start:.0f} s of CPU time", file=sys.stderr)
     return 0
 
@@ -56,19 +62,14 @@ def _write(name: str) -> None:
     print(f"{name}: {target.stat().st_size} bytes, {took:.1f} s", file=sys.stderr)
 
 
-def _write_manifest(draft: bool) -> None:
+def _write_manifest(made_by: dict[str, Any]) -> None:
     """Write which code made the files, on what, and their checksums."""
-    stated = {
-        "commit": _git("rev-parse", "HEAD") + (" and changes" if draft else ""),
-        "tree of streamadapt": _git("rev-parse", "HEAD:streamadapt"),
-        "machine": machine(),
-        "files": {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(FOLDER.iterdir())
-            if path != files.MANIFEST
-        },
+    sums = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(FOLDER.iterdir())
+        if path != files.MANIFEST
     }
-    files.MANIFEST.write_text(json.dumps(stated, indent=1) + "\n")
+    files.MANIFEST.write_text(json.dumps(made_by | {"files": sums}, indent=1) + "\n")
 
 
 def _git(*arguments: str) -> str:

@@ -13,19 +13,27 @@ from parity.guard_cases import learners
 from parity.streams import STEP
 from parity.tasks import PIPELINES, STREAMS, TTL, classes, forecast, one, two
 from streamadapt import (
+    ADCSD,
     RLS,
     Bias,
     Calibration,
     Dictionary,
     DriftMonitor,
     Entry,
+    ErrorMemory,
     Forecast,
     Gain,
+    Holt,
     KeyedPipeline,
+    LastValue,
     Liquid,
     Panel,
     Persistence,
     Pipeline,
+    Refit,
+    River,
+    Seasonal,
+    SlotBias,
     Supervised,
 )
 from streamadapt.drift.detectors import BINARY, DETECTORS
@@ -76,6 +84,46 @@ def _add_drifts() -> None:
             _add(name, partial(_watched, detector, reaction, refit_trial=60), STREAMS["one"])
 
 
+def _all_sorts() -> list[Learner]:
+    """Every kind of learner that the cases above leave out, in small."""
+    return [
+        Gain(0.1),
+        SlotBias(0.2),
+        LastValue(),
+        ErrorMemory(capacity=60, k=5),
+        ErrorMemory(store="sketch", tables=4, bits=3),
+        Dictionary(batch=4),
+        Liquid("cfc", 4, max_label_delay=16),
+        Refit(48, memory=60, hidden=4, epochs=2, batch=16),
+        River("linear_model.LinearRegression"),
+    ]
+
+
+def _of_forecasts() -> list[Learner]:
+    more: list[Learner] = [ADCSD(share_norm=True), Holt(), Seasonal(48), RLS(0.99, shared=True)]
+    return [*_all_sorts()[:-1], *more, RLS(0.99, loss="l1")]
+
+
+def _of_labels() -> list[Learner]:
+    return [*_all_sorts()[:-1], River("linear_model.LogisticRegression")]
+
+
+def _reacting(task: str, some: Any, reaction: Any) -> Pipeline:
+    monitor = DriftMonitor(
+        "page-hinkley", "loss", reaction, params=SENSITIVE["page-hinkley"], cool_down=100
+    )
+    return PIPELINES[task](some, drift=[monitor])
+
+
+def _add_reactions() -> None:
+    """What `boost` and `forget` do to every kind of learner."""
+    some = {"forecast": _of_forecasts, "two": _all_sorts, "classes": _of_labels}
+    for task, learners_of in some.items():
+        for reaction in ("boost", "forget"):
+            make = partial(_reacting, task, learners_of, reaction)
+            _add(f"{task}-{reaction}-all", make, STREAMS[task])
+
+
 def _of_channels() -> Pipeline:
     """Detectors of each channel, and of a learner's own signal."""
     monitors = [
@@ -110,13 +158,16 @@ def _of_embedding() -> Pipeline:
 # -- labels
 
 
-def _clicks(*, correct: bool) -> Pipeline:
+def _simple() -> list[Learner]:
+    return [Bias(0.1), RLS(0.98), Gain(0.1), Calibration(0.98)]
+
+
+def _clicks(*, correct: bool = True, some: Any = _simple) -> Pipeline:
     task = Supervised(
         2, classes=2, ttl=10 * STEP, negative_after=4 * STEP, correct_negatives=correct
     )
     base = models.scaled(models.two_classes, 2)
-    found = [Bias(0.1), RLS(0.98), Gain(0.1), Calibration(0.98)]
-    return Pipeline(task, base, found, seed=1, device="cpu")
+    return Pipeline(task, base, some(), seed=1, device="cpu")
 
 
 def _add_labels() -> None:
@@ -135,6 +186,7 @@ def _add_labels() -> None:
     for correct in (True, False):
         end = "" if correct else "-uncorrected"
         _add(f"clicks{end}", partial(_clicks, correct=correct), streams.clicks)
+    _add("clicks-all", partial(_clicks, some=_of_labels), streams.clicks)
     _add("one-late", partial(one, learners), partial(streams.regression, delay=20))
 
 
@@ -248,6 +300,7 @@ def _default_fitted() -> Pipeline:
 
 
 _add_drifts()
+_add_reactions()
 _add("forecast-drift-channels", _of_channels, STREAMS["forecast"])
 _add("classes-drift", _of_classes, STREAMS["classes"])
 _add("network-drift", _of_embedding, partial(streams.features, labelled=20))

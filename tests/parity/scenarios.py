@@ -42,7 +42,7 @@ NUMBERS = 8000
 """About so many numbers are kept of a thousand predictions."""
 COPIES = ("persistence", "seasonal-1d")
 """Experts that repeat values of the data."""
-DICTIONARY_ENTRIES = 2000
+DICTIONARY_ENTRIES = 5000
 METHODS: dict[str, dict[str, Any]] = {
     "entry": {},
     "plain": {"normalise": False},
