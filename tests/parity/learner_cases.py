@@ -35,7 +35,7 @@ from streamadapt import (
 from streamadapt.learners import Learner
 from streamadapt.learners.liquid.learner import Network
 
-QUICK = {"forecast-bias", "one-least-squares", "two-calibration", "classes-gain"}
+QUICK = {"forecast-simple", "one-least-squares", "two-simple", "classes-simple"}
 
 
 def _add(task: str, name: str, learners: Learners, **more: Any) -> None:
@@ -44,125 +44,142 @@ def _add(task: str, name: str, learners: Learners, **more: Any) -> None:
     add(name, make, STREAMS[task], quick=name in QUICK)
 
 
-def _everywhere() -> dict[str, Learners]:
-    """Learners that are the same in every task."""
-    return {
-        "bias": lambda: [Bias((0.2, 0.02))],
-        "gain": lambda: [Gain((0.2, 0.05))],
-        "calibration": lambda: [Calibration((0.9, 0.98))],
-        "slot-bias": lambda: [SlotBias((0.3, 0.1)), SlotBias(0.2, period="6h", slots=6)],
-        "persistence": lambda: [LastValue()],
-        "rls": lambda: [RLS((0.9, 0.995))],
-        "rls-calendar": lambda: [RLS(0.99, features=("calendar",))],
-        "rls-l1": lambda: [RLS((0.9, 0.99), loss="l1")],
-        "dictionary": lambda: [Dictionary(batch=4)],
-        "dictionary-rls": lambda: [Dictionary(RLS(0.99), over="row", threshold=0.2)],
-        "memory": lambda: [ErrorMemory(capacity=60, k=5)],
-        "memory-sketch": lambda: [ErrorMemory(store="sketch", tables=8, bits=4)],
-        "cfc": lambda: [Liquid("cfc", 6, max_label_delay=16)],
-        "ltc": lambda: [Liquid("ltc", 4, max_label_delay=16, network=Network(unfolds=3))],
-        "cfc-wired": lambda: [
-            Liquid("cfc", 8, max_label_delay=16, network=Network(mode="pure", wiring="autoncp"))
-        ],
-        "liquid-direct": lambda: [
-            Liquid("cfc", 6, residual=False, loss="mse", unroll=2, max_label_delay=16)
-        ],
-        "refit": lambda: [Refit(48, memory=60, hidden=6, epochs=2, batch=16)],
-        "refit-direct": lambda: [
-            Refit(30, memory=60, hidden=(5, 4), epochs=2, batch=16, direct=True)
-        ],
-    }
+def _simple() -> list[Learner]:
+    return [
+        Bias((0.2, 0.02)),
+        Gain((0.2, 0.05)),
+        Calibration((0.9, 0.98)),
+        SlotBias((0.3, 0.1)),
+        SlotBias(0.2, period="6h", slots=6),
+        LastValue(),
+    ]
 
 
-def _forecasts() -> dict[str, Learners]:
-    return {
-        "rls-open": lambda: [RLS(0.98, clip=float("inf"), ridge=1.0)],
-        "rls-shared": lambda: [RLS((0.99, 0.95), shared=True)],
-        "rls-shared-l1": lambda: [RLS(0.99, shared=True, loss="l1", features=("calendar",))],
-        "rls-level": lambda: [RLS(0.99, features=("level",))],
-        "rls-cross": lambda: [RLS(0.99, features=("cross",))],
-        "rls-season": lambda: [RLS(0.99, features=("season",))],
-        "rls-all": lambda: [RLS(0.99, features=("level", "calendar", "cross", "season"))],
-        "memory-panel": lambda: [ErrorMemory(scope="panel", capacity=60, k=5)],
-        "memory-panel-sketch": lambda: [
-            ErrorMemory(store="sketch", scope="panel", tables=8, bits=4)
-        ],
-        "memory-period": lambda: [ErrorMemory(capacity=60, k=5, key_window=3, period=43200.0)],
-        "seasonal-entries": lambda: [Seasonal(48)],
-        "seasonal-time": lambda: [Seasonal("1d", slots=48)],
-        "holt": lambda: [Holt(), Holt(0.3, 0.1, jump=4.0)],
-        "river-linear": lambda: [River("linear_model.LinearRegression")],
-    }
+def _least_squares() -> list[Learner]:
+    return [
+        RLS((0.9, 0.995)),
+        RLS(0.99, features=("calendar",)),
+        RLS((0.9, 0.99), loss="l1"),
+        RLS(0.97, clip=float("inf"), ridge=1.0),
+    ]
 
 
-def _adcsd() -> dict[str, Learners]:
-    """Their states are large: two rows only."""
-    return {
-        "adcsd": lambda: [ADCSD(1e-3)],
-        "adcsd-share-norm": lambda: [ADCSD(share_norm=True)],
-        "adcsd-huber": lambda: [ADCSD(share_norm=True, loss="huber", lr=3e-3)],
-        "adcsd-optimisers": lambda: [
-            ADCSD(share_norm=True, optimiser="sgd", lr=1e-2),
-            ADCSD(share_norm=True, optimiser="lion", lr=1e-4),
-            ADCSD(share_norm=True, optimiser="adabelief"),
-        ],
-    }
+def _stores() -> list[Learner]:
+    return [
+        Dictionary(batch=4),
+        Dictionary(RLS(0.99), over="row", threshold=0.2),
+        ErrorMemory(capacity=60, k=5),
+        ErrorMemory(store="sketch", tables=8, bits=4),
+    ]
 
 
-def _regressions() -> dict[str, Learners]:
-    return {
-        "memory-label": lambda: [
-            ErrorMemory(capacity=60, k=5, value="label", gamma=0.5, strength=0.8)
-        ],
-        "river-linear": lambda: [River("linear_model.LinearRegression")],
-        "river-tree": lambda: [
-            River("tree.HoeffdingTreeRegressor", {"grace_period": 50, "max_depth": 3})
-        ],
-    }
+def _liquid() -> list[Learner]:
+    return [
+        Liquid("cfc", 6, max_label_delay=16),
+        Liquid("ltc", 4, max_label_delay=16, network=Network(unfolds=3)),
+        Liquid("cfc", 8, max_label_delay=16, network=Network(mode="pure", wiring="autoncp")),
+        Liquid("cfc", 6, residual=False, loss="mse", unroll=2, max_label_delay=16),
+    ]
 
 
-def _classifications() -> dict[str, Learners]:
-    return {
-        "memory-residual": lambda: [ErrorMemory(capacity=60, k=5, value="residual")],
-        "memory-mixed": lambda: [ErrorMemory(capacity=60, k=5, gamma=0.5)],
-        "river-logistic": lambda: [River("linear_model.LogisticRegression")],
-        "river-bayes": lambda: [River("naive_bayes.GaussianNB", scale=False)],
-        "river-tree": lambda: [
-            River("tree.HoeffdingAdaptiveTreeClassifier", {"seed": 1, "grace_period": 50})
-        ],
-    }
+def _refits() -> list[Learner]:
+    return [
+        Refit(48, memory=60, hidden=6, epochs=2, batch=16),
+        Refit(30, memory=60, hidden=(5, 4), epochs=2, batch=16, direct=True),
+    ]
 
 
-TOGETHER = {
-    "simple": ("bias", "gain", "calibration", "slot-bias", "persistence"),
-    "least-squares": ("rls", "rls-calendar", "rls-l1"),
-    "stores": ("dictionary", "dictionary-rls", "memory", "memory-sketch"),
-    "liquid": ("cfc", "ltc", "cfc-wired", "liquid-direct"),
-    "refits": ("refit", "refit-direct"),
+EVERYWHERE: dict[str, Learners] = {
+    "simple": _simple,
+    "least-squares": _least_squares,
+    "stores": _stores,
+    "liquid": _liquid,
+    "refits": _refits,
 }
-"""What is one case in the regression of one output; each is alone in that of two."""
+"""Learners that are the same in every task; several are one case, and compared one by one."""
 
 
-def _together(names: Sequence[str]) -> list[Learner]:
-    everywhere = _everywhere()
-    return [learner for name in names for learner in everywhere[name]()]
+def _forms() -> list[Learner]:
+    return [
+        RLS((0.99, 0.95), shared=True),
+        RLS(0.99, shared=True, loss="l1", features=("calendar",)),
+    ]
+
+
+def _features() -> list[Learner]:
+    extras: tuple[Any, ...] = ("level", "calendar", "cross", "season")
+    return [RLS(0.99, features=(extra,)) for extra in extras] + [RLS(0.99, features=extras)]
+
+
+def _memories() -> list[Learner]:
+    return [
+        ErrorMemory(scope="panel", capacity=60, k=5),
+        ErrorMemory(store="sketch", scope="panel", tables=8, bits=4),
+        ErrorMemory(capacity=60, k=5, key_window=3, period=43200.0),
+    ]
+
+
+def _naive() -> list[Learner]:
+    return [
+        Seasonal(48), Seasonal("1d", slots=48), Holt(), Holt(0.3, 0.1, jump=4.0),
+    ]  # fmt: skip
+
+
+FORECASTS: dict[str, Learners] = {
+    "least-squares-forms": _forms,
+    "least-squares-features": _features,
+    "memories": _memories,
+    "naive": _naive,
+    "river": lambda: [River("linear_model.LinearRegression")],
+}
+
+
+def _optimisers() -> list[Learner]:
+    return [
+        ADCSD(share_norm=True, loss="huber", lr=3e-3),
+        ADCSD(share_norm=True, optimiser="sgd", lr=1e-2),
+        ADCSD(share_norm=True, optimiser="lion", lr=1e-4),
+        ADCSD(share_norm=True, optimiser="adabelief"),
+    ]
+
+
+CORRECTIONS: dict[str, Learners] = {
+    "adcsd": lambda: [ADCSD(1e-3)],
+    "adcsd-share-norm": lambda: [ADCSD(share_norm=True)],
+    "adcsd-optimisers": _optimisers,
+}
+"""Their states are large: two rows only."""
+
+
+def _regression_more() -> list[Learner]:
+    return [
+        ErrorMemory(capacity=60, k=5, value="label", gamma=0.5, strength=0.8),
+        River("linear_model.LinearRegression"),
+        River("tree.HoeffdingTreeRegressor", {"grace_period": 50, "max_depth": 3}),
+    ]
+
+
+def _classification_more() -> list[Learner]:
+    return [
+        ErrorMemory(capacity=60, k=5, value="residual"),
+        ErrorMemory(capacity=60, k=5, gamma=0.5),
+        River("linear_model.LogisticRegression"),
+        River("naive_bayes.GaussianNB", scale=False),
+        River("tree.HoeffdingAdaptiveTreeClassifier", {"seed": 1, "grace_period": 50}),
+    ]
 
 
 def _add_labelled() -> None:
-    for task in ("forecast", "two", "classes"):
-        for name, learners in _everywhere().items():
+    for task in PIPELINES:
+        for name, learners in EVERYWHERE.items():
             _add(task, name, learners)
-    for name, names in TOGETHER.items():
-        _add("one", name, partial(_together, names))
-    for name, learners in _forecasts().items():
+    for name, learners in FORECASTS.items():
         _add("forecast", name, learners)
-    for name, learners in _adcsd().items():
+    for name, learners in CORRECTIONS.items():
         _add("forecast", name, learners, horizon=2)
     for task in ("one", "two"):
-        for name, learners in _regressions().items():
-            _add(task, name, learners)
-    for name, learners in _classifications().items():
-        _add("classes", name, learners)
+        _add(task, "more", _regression_more)
+    _add("classes", "more", _classification_more)
 
 
 # -- with a network that has an embedding and normalisations

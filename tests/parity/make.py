@@ -1,8 +1,8 @@
 """Write the golden files: ``PYTHONPATH=tests python -m parity.make [--only NAME ...]``.
 
-The files are those of the code that they are made with: `manifest.json` names its commit, and a
-changed working tree is refused. Once the code that is to be compared has gone, they are never made
-again.
+The files are those of the code that they are made with: `manifest.json` names the commit of each,
+and a changed working tree is refused. Cases that have a file are left as they are. Once the code
+that is to be compared has gone, no file is ever made again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -29,24 +28,24 @@ from parity.models import FOLDER
 ROOT = Path(__file__).parent.parent.parent
 
 
+GOLDEN = ("tests/parity/files", "tests/parity/scenarios")
+
+
 def main() -> int:
     asked = _parser().parse_args()
     torch.set_num_threads(1)
-    if not asked.draft and _git("status", "--porcelain"):
+    if not asked.draft and changes():
         print("the working tree has changes: commit them first, or use --draft", file=sys.stderr)
         return 1
-    made_by = {
-        "commit": _git("rev-parse", "HEAD") + (" and changes" if asked.draft else ""),
-        "tree of streamadapt": _git("rev-parse", "HEAD:streamadapt"),
-        "machine": machine(),
-    }
+    made_by = commit() + (" and changes" if asked.draft else "")
     FOLDER.mkdir(exist_ok=True)
-    write_models(FOLDER)
-    start = time.process_time()
+    if not (FOLDER / "liquid.safetensors").exists():
+        write_models(FOLDER)
+        _state(sorted(path.name for path in FOLDER.glob("*.safetensors")), made_by)
     for name in asked.only or CASES:
-        _write(name)
-    _write_manifest(made_by)
-    print(f"{time.process_time() - start:.0f} s of CPU time", file=sys.stderr)
+        if not (FOLDER / f"{name}.zip").exists():
+            _write(name)
+            _state([f"{name}.zip"], made_by)
     return 0
 
 
@@ -59,17 +58,30 @@ def _write(name: str) -> None:
     finally:
         shutil.rmtree(work)
     took = time.process_time() - start
-    print(f"{name}: {target.stat().st_size} bytes, {took:.1f} s", file=sys.stderr)
+    print(f"{name}: {target.stat().st_size} bytes, {took:.1f} s", file=sys.stderr, flush=True)
 
 
-def _write_manifest(made_by: dict[str, Any]) -> None:
-    """Write which code made the files, on what, and their checksums."""
-    sums = {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(FOLDER.iterdir())
-        if path != files.MANIFEST
-    }
-    files.MANIFEST.write_text(json.dumps(made_by | {"files": sums}, indent=1) + "\n")
+def _state(names: list[str], made_by: str) -> None:
+    """Write into the manifest which code made some files, on what, and their checksums."""
+    stated = json.loads(files.MANIFEST.read_text()) if files.MANIFEST.exists() else {"files": {}}
+    stated["machine"] = machine()
+    for name in names:
+        data = (FOLDER / name).read_bytes()
+        stated["files"][name] = {
+            "commit": made_by,
+            "streamadapt": _git("rev-parse", "HEAD:streamadapt"),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+    files.MANIFEST.write_text(json.dumps(stated, indent=1) + "\n")
+
+
+def changes() -> str:
+    """Return what is not committed, besides golden files."""
+    return _git("status", "--porcelain", "--", ".", *(f":!{folder}" for folder in GOLDEN))
+
+
+def commit() -> str:
+    return _git("rev-parse", "HEAD")
 
 
 def _git(*arguments: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ from streamadapt.pipeline.intervals import Intervals
 from streamadapt.state.key_store import DirectoryKeyStore
 from streamadapt.tasks.label_budget import LabelBudget
 
-QUICK = {"one-drift-adwin-boost", "one-budget", "forecast-intervals"}
+QUICK = {"one-drift-boost", "one-budget", "forecast-intervals"}
 
 
 def _add(name: str, make: Any, stream: Any, **more: Any) -> None:
@@ -66,22 +67,27 @@ def _few() -> list[Learner]:
     return [Bias((0.2, 0.02)), Calibration(0.98), RLS(0.98)]
 
 
-def _watched(detector: Any, reaction: Any, **more: Any) -> Pipeline:
-    signal: Any = "error" if DETECTORS[detector].startswith(BINARY) else "loss"
-    monitor = DriftMonitor(
-        detector, signal, reaction, params=SENSITIVE.get(detector), cool_down=20, **more
-    )
-    pipeline: Pipeline = one(_few, drift=[monitor])
+def _watched(detectors: Iterable[Any], reaction: Any, **more: Any) -> Pipeline:
+    monitors = [
+        DriftMonitor(
+            detector,
+            "error" if DETECTORS[detector].startswith(BINARY) else "loss",
+            reaction,
+            params=SENSITIVE.get(detector),
+            cool_down=20,
+            **more,
+        )
+        for detector in detectors
+    ]
+    pipeline: Pipeline = one(_few, drift=monitors)
     return pipeline
 
 
 def _add_drifts() -> None:
-    for detector in DETECTORS:
-        _add(f"one-drift-{detector}", partial(_watched, detector, "alert"), STREAMS["one"])
+    _add("one-drift-alert", partial(_watched, DETECTORS, "alert"), STREAMS["one"])
     for reaction in ("boost", "forget", "reset", "refit"):
-        for detector in ("adwin", "page-hinkley"):
-            name = f"one-drift-{detector}-{reaction}"
-            _add(name, partial(_watched, detector, reaction, refit_trial=60), STREAMS["one"])
+        make = partial(_watched, ["adwin"], reaction, refit_trial=60)
+        _add(f"one-drift-{reaction}", make, STREAMS["one"])
 
 
 def _all_sorts() -> list[Learner]:

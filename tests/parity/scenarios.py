@@ -14,7 +14,6 @@ import argparse
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -27,6 +26,7 @@ import torch
 from benchmarks.scenarios import dictionary
 from parity.files import pack, record_of
 from parity.machine import machine
+from parity.make import changes, commit
 from parity.recording import Record, Run, arrays_of, facts_of, losses_of, step_of
 from parity.scenario_pipelines import SCENARIOS, made
 from parity.streams import digest
@@ -125,6 +125,10 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="NAME")
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    if changes():
+        print("the working tree has changes: commit them first", file=sys.stderr)
+        return 1
+    made_by = commit()
     FOLDER.mkdir(exist_ok=True)
     stated = json.loads(MANIFEST.read_text()) if MANIFEST.exists() else {"scenarios": {}}
     for name in asked.only or NAMES:
@@ -133,19 +137,10 @@ def main() -> int:
         pack(FOLDER / f"{name}.zip", {}, found)
         took = time.process_time() - start
         print(f"{name}: {took:.0f} s of CPU time", file=sys.stderr, flush=True)
-        stated["scenarios"][name] = {"commit": commit(), "figures": figures(found)}
+        stated["scenarios"][name] = {"commit": made_by, "figures": figures(found)}
         stated["machine"] = machine()
         MANIFEST.write_text(json.dumps(stated, indent=1) + "\n")
     return 0
-
-
-def commit() -> str:
-    """Return the commit of the product's code; the golden files themselves may be new."""
-    run = ["git", "status", "--porcelain", "--", "streamadapt", "benchmarks", "tests/parity/*.py"]
-    changed = subprocess.run(run, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    head = ["git", "rev-parse", "HEAD"]
-    found = subprocess.run(head, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    return found.strip() + (" and changes" if changed else "")
 
 
 if __name__ == "__main__":
