@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
 from parity import files
 from parity.all_cases import CASES
@@ -63,16 +64,20 @@ def _write(name: str) -> None:
 
 def _state(names: list[str], made_by: str) -> None:
     """Write into the manifest which code made some files, on what, and their checksums."""
-    stated = json.loads(files.MANIFEST.read_text()) if files.MANIFEST.exists() else {"files": {}}
-    stated["machine"] = machine()
-    for name in names:
-        data = (FOLDER / name).read_bytes()
-        stated["files"][name] = {
+    of_product = _git("rev-parse", "HEAD:streamadapt")
+    made = {
+        name: {
             "commit": made_by,
-            "streamadapt": _git("rev-parse", "HEAD:streamadapt"),
-            "sha256": hashlib.sha256(data).hexdigest(),
+            "streamadapt": of_product,
+            "sha256": hashlib.sha256((FOLDER / name).read_bytes()).hexdigest(),
         }
-    files.MANIFEST.write_text(json.dumps(stated, indent=1) + "\n")
+        for name in names
+    }
+    with FileLock(Path(tempfile.gettempdir()) / "streamadapt-golden.lock"):
+        there = json.loads(files.MANIFEST.read_text()) if files.MANIFEST.exists() else {}
+        stated = {"machine": machine(), "files": {**there.get("files", {}), **made}}
+        stated["files"] = dict(sorted(stated["files"].items()))
+        files.MANIFEST.write_text(json.dumps(stated, indent=1) + "\n")
 
 
 def changes() -> str:
