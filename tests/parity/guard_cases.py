@@ -25,7 +25,6 @@ from streamadapt import (
 from streamadapt.guard.two_layer import Guard, Mean
 from streamadapt.learners import Learner
 
-QUICK = {"forecast-guard-two-layer-horizon", "classes-guard-hedge-global"}
 SCOPES: tuple[Any, ...] = ("global", "horizon", "cell")
 
 
@@ -60,7 +59,7 @@ def _add_guards() -> None:
             if task == "classes" and name == "two-layer-plain":
                 continue  # no stack mixes distributions
             name = f"{task}-guard-{name}"
-            add(name, partial(_piped, task, guard), STREAMS[task], quick=name in QUICK)
+            add(name, partial(_piped, task, guard), STREAMS[task])
 
 
 def _add_losses() -> None:

@@ -35,7 +35,7 @@ from streamadapt import (
 from streamadapt.learners import Learner
 from streamadapt.learners.liquid.learner import Network
 
-QUICK = {"forecast-simple", "one-least-squares", "two-simple", "classes-simple"}
+QUICK = {"forecast-simple", "two-simple", "classes-simple"}
 
 
 def _add(task: str, name: str, learners: Learners, **more: Any) -> None:

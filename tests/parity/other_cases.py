@@ -44,7 +44,7 @@ from streamadapt.pipeline.intervals import Intervals
 from streamadapt.state.key_store import DirectoryKeyStore
 from streamadapt.tasks.label_budget import LabelBudget
 
-QUICK = {"one-drift-boost", "one-budget", "forecast-intervals"}
+QUICK = {"one-drift-boost", "one-budget"}
 
 
 def _add(name: str, make: Any, stream: Any, **more: Any) -> None:
