@@ -111,7 +111,8 @@ def figures(recorded: Record) -> dict[str, float]:
     cells = recorded.facts["loss_cells"]
     if not cells:
         return dict(zip(METHODS, sums, strict=True))
-    return {name: total / cells[name] for name, total in zip(cells, sums, strict=True)}
+    pairs = zip(cells, sums, strict=True)
+    return {name: total / cells[name] for name, total in pairs if cells[name]}
 
 
 def recorded(name: str) -> Record:
