@@ -1,0 +1,62 @@
+"""The scenarios of `benchmarks.quality` have the recorded predictions and figures.
+
+Their bases are trained anew, so only the machine that wrote the files can compare.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from parity import tolerances
+from parity.comparing import differences
+from parity.machine import machine
+from parity.scenario_pipelines import MEASURED
+from parity.scenarios import (
+    COPIES,
+    FOLDER,
+    MANIFEST,
+    NAMES,
+    data_folder,
+    figures,
+    measured,
+    recorded,
+)
+
+MADE = json.loads(MANIFEST.read_text()) if MANIFEST.exists() else {"scenarios": {}, "machine": {}}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_scenario_is_as_recorded(name):
+    if name in MEASURED and not data_folder().is_dir():
+        pytest.skip("needs ETTh1.csv, los_speed.csv, elec.csv: set STREAMADAPT_DATA")
+    if MADE["machine"] != machine():
+        pytest.skip("the bases are trained, and on this machine they may be others")
+    wanted, found = recorded(name), measured(name, data_folder())
+    assert wanted.facts["stream"] == found.facts["stream"], "the stream differs"
+    assert differences(wanted, found, tolerances.IN_FORCE) == []
+
+
+def test_every_scenario_has_its_file():
+    assert set(MADE["scenarios"]) == set(NAMES)
+    assert {path.stem for path in FOLDER.glob("*.zip")} == set(NAMES)
+    assert all(len(made["commit"]) == 40 for made in MADE["scenarios"].values())
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 3_000_000
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_figures_are_those_of_the_file(name):
+    found = figures(recorded(name))
+    assert found == MADE["scenarios"][name]["figures"]
+    assert all(np.isfinite(list(found.values())))
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_values_of_the_data_are_not_in_the_files(name):
+    """An expert that repeats them is there as a checksum."""
+    arrays, copies = recorded(name).arrays, recorded(name).facts["copies"]
+    assert copies
+    assert not {f"expert:{copy}" for copy in COPIES} & set(arrays)
