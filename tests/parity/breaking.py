@@ -27,7 +27,7 @@ class Breaking(Bias):
             way = (turn // 150) % 3
             if way == 0:
                 raise ArithmeticError("this learner breaks")
-            self.bias += float("nan") if way == 1 else 1e6
+            self.state.bias[...] += float("nan") if way == 1 else 1e6
 
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
         if int(self.learned) % 150 == 75:
