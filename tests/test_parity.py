@@ -29,8 +29,8 @@ SLOW = [name for name in CASES if name not in QUICK]
 
 
 EXPLAINED = {"classes-broken": ("counts", "updates", "loss_sum")}
-"""A million that is added to the log odds of every class changes no probability. The old bias was a
-float32, which lost its digits there, so that health saw one break more."""
+"""A million that is added to the log odds of every class changes no probability. The old bias was
+a float32, which lost its digits there, so that health saw one break more."""
 
 
 def _compare(name, folder):
