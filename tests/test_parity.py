@@ -16,6 +16,7 @@ from parity.all_cases import CASES
 from parity.comparing import differences, farness, replayed
 from parity.files import FOLDER, load, unpack
 from parity.guard_cases import SCOPES
+from parity.machine import machine
 from parity.recording import record
 from parity.streams import digest
 
@@ -33,7 +34,13 @@ EXPLAINED = {"classes-broken": ("counts", "updates", "loss_sum")}
 a float32, which lost its digits there, so that health saw one break more."""
 
 
+ON_TORCH = ("network", "unlabelled", "adcsd", "liquid", "refits", "default")
+"""Cases whose learners train networks: torch chooses its sums by the processor."""
+
+
 def _compare(name, folder):
+    if MADE["machine"] != machine() and any(word in name for word in ON_TORCH):
+        pytest.skip("its networks give other last bits on another processor")
     wanted, found = replayed(CASES[name], folder)
     lines = differences(wanted, found, tolerances.table_for(name))
     return [line for line in lines if not line.startswith(EXPLAINED.get(name, ("never",)))]
