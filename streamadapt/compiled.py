@@ -252,7 +252,8 @@ class Kernel:
         """Call it with arguments for which it does nothing, so that it is loaded, or compiled."""
         if self.call == self._prepare and not self.ready:
             logger.info(
-                "compiling %s: once for each installation (streamadapt warm does all at once)",
+                "compiling %s: predictions wait for up to a minute, once for each installation; "
+                "streamadapt warm does it beforehand",
                 self.name,
             )
         self.call(*given)

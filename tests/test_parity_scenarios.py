@@ -32,7 +32,7 @@ BEYOND_THE_BAR = {"etth1-weak": {"served beside adcsd": tolerances.Tolerance(5e-
 
 
 NOT_YET = {
-    "los-weak": "served is up to 1.3e-3 off in 3 of 12 predictions; which rule does it is not known",
+    "los-weak": "served is up to 1.3e-3 off in 3 of 12 predictions; the cause is not known",
     "elec2": "the last value is copied as a probability with other last bits",
 }
 """Scenarios that do not hold the bar yet."""

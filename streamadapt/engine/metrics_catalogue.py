@@ -65,7 +65,8 @@ CATALOGUE: tuple[MetricSpec, ...] = (
     MetricSpec(
         "streamadapt_labels_total",
         "counter",
-        "Labels by outcome: learned, partial, corrected, absurd (an outlier), unpredicted, "
+        "Labels by outcome: learned, partial, corrected, absurd (an outlier), unpredicted "
+        "(its entry had no prediction), "
         "expired, negative, turned (positive after negative), confirmed (negative confirmed).",
         (*_P, "outcome"),
         "labels",

@@ -177,7 +177,7 @@ def loop(
             else:
                 forget(c, p, s, key, w, lot.weights[n])
 
-    return Kernel(run, predict.__module__.rpartition(".")[2])
+    return Kernel(run, predict.__module__.removeprefix("streamadapt.learners."))
 
 
 def empty_lot(size: int, window: int, channels: int, shape: tuple[int, int, int], features: int,
