@@ -28,7 +28,8 @@ from streamadapt import (
     TwoLayer,
 )
 from streamadapt.errors import ConfigError
-from streamadapt.guard.two_layer import Guard, Mean, Mixture
+from streamadapt.guard.base import Guard, Mixture
+from streamadapt.guard.two_layer import Mean
 from streamadapt.learners.defaults import default_learners
 from streamadapt.pipeline.intervals import Intervals
 from streamadapt.records import Array, Mask

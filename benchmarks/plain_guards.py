@@ -12,10 +12,11 @@ import numpy as np
 
 from benchmarks.plain_rules import AdaHedgeRule, OnlineGradient, OperaBOA, OperaMLPoly
 from streamadapt.errors import ConfigError
-from streamadapt.guard.aggregators import Aggregator, Mixer
+from streamadapt.guard.base import Guard, Mixture
+from streamadapt.guard.mixer import Aggregator, Mixer
 from streamadapt.guard.scopes import Scope, Scoped
 from streamadapt.guard.stacking import RidgeStack
-from streamadapt.guard.two_layer import Guard, Mean, Mixture, checked_scope, effective_scope
+from streamadapt.guard.two_layer import Mean, checked_scope, effective_scope
 from streamadapt.records import Array, Mask
 
 __all__ = ["AdaHedge", "Median", "PlainBOA", "PlainMLPoly", "RidgeOnly", "Simplex"]

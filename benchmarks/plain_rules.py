@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from streamadapt.guard.aggregators import Aggregator
+from streamadapt.guard.mixer import Aggregator
 from streamadapt.records import Array, Mask
 
 __all__ = ["AdaHedgeRule", "OnlineGradient", "OperaBOA", "OperaMLPoly"]

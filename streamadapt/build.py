@@ -21,7 +21,8 @@ from streamadapt.engine.metrics import Metrics
 from streamadapt.engine.ports import DeadLetterSink, Sink
 from streamadapt.engine.settings import EngineSettings
 from streamadapt.errors import ConfigError, ShapeError
-from streamadapt.guard.two_layer import Guard, Hedge, Mean, NoGuard, TwoLayer
+from streamadapt.guard.base import Guard
+from streamadapt.guard.two_layer import Hedge, Mean, NoGuard, TwoLayer
 from streamadapt.learners import Learner
 from streamadapt.learners.defaults import default_learners
 from streamadapt.models.contract import Base, FrozenModel, as_base, check_probabilities

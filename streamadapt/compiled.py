@@ -263,7 +263,7 @@ class Kernel:
         """Whether it need not be compiled."""
         return not ENABLED or any((f / self._digest / READY).is_file() for f in _folders())
 
-    @property
+    @functools.cached_property
     def _digest(self) -> str:
         """The digest of its code, and of what numba knows its file by."""
         file, line = inspect.getsourcefile(self.function), self.function.__code__.co_firstlineno

@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from streamadapt.errors import ConfigError
-from streamadapt.guard.aggregators import BOA, Aggregator, FixedShare, MLPoly
+from streamadapt.guard.boa import BOA
+from streamadapt.guard.fixed_share import FixedShare
+from streamadapt.guard.mixer import Aggregator
+from streamadapt.guard.ml_poly import MLPoly
 
 Weights = dict[int, float]
 

@@ -12,6 +12,7 @@ import torch
 from core_helpers import CPU, base, built, entry, spec_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from streamadapt import Hedge, Pipeline, Supervised
 from streamadapt.learners import (
@@ -25,7 +26,8 @@ from streamadapt.learners import (
     River,
     SlotBias,
 )
-from streamadapt.learners.simplex import LEAST, SHARE, clipped, log_odds
+from streamadapt.learners.probabilities import FLOOR, SHARE, clip_to_simplex
+from streamadapt.learners.simplex import log_odds
 from streamadapt.testing.checks.cases import Case, drive
 
 MAKERS: dict[str, Callable[[], Learner]] = {
@@ -147,7 +149,7 @@ def learn(learner: Learner, inputs: Any, base_output: Any, target: Any, known: b
 
 
 def logs(base_output: Any) -> Any:
-    u = np.log(np.maximum(base_output.astype(np.float64), LEAST))
+    u = np.log(np.maximum(base_output.astype(np.float64), FLOOR))
     return u - u.mean()
 
 
@@ -248,6 +250,13 @@ def test_families_equal_their_members_bit_for_bit(name: str, classes: int) -> No
 
 
 # -- the simplex
+
+
+def clipped(scores: Tensor) -> Tensor:
+    rows = scores.double().numpy().copy()
+    for row in rows:
+        clip_to_simplex(row)
+    return torch.from_numpy(rows).float()
 
 
 @given(st.lists(st.floats(-5.0, 5.0, width=32), min_size=2, max_size=8))

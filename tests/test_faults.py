@@ -34,7 +34,8 @@ from streamadapt import (
 )
 from streamadapt.app.commands import run_command
 from streamadapt.errors import ConfigError, EntryError, Reason, ShapeError
-from streamadapt.guard.two_layer import Mean, Mixture
+from streamadapt.guard.base import Mixture
+from streamadapt.guard.two_layer import Mean
 from streamadapt.learners import BaseOutput
 from streamadapt.pipeline.rollback import PROBATION, SNAPSHOT_EVERY, WINDOW
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from streamadapt import Bias, Forecast, Hedge, NoGuard, Persistence, Pipeline, TwoLayer
 from streamadapt.errors import ConfigError
-from streamadapt.guard.two_layer import Guard
+from streamadapt.guard.base import Guard
 from streamadapt.tasks.losses import Absolute, Log, Squared
 
 EVERY: list[Callable[[], Guard]] = [

@@ -18,7 +18,7 @@ from variants import variants
 from streamadapt import Bias, Forecast, Hedge, Label, NoGuard, Persistence, Pipeline, Supervised
 from streamadapt.engine.metrics import Metrics
 from streamadapt.errors import ConfigError
-from streamadapt.guard.two_layer import Guard
+from streamadapt.guard.base import Guard
 from streamadapt.pipeline.intervals import Intervals
 from streamadapt.testing.checks.cases import state_bytes
 

@@ -40,7 +40,8 @@ from streamadapt import (
     TwoLayer,
 )
 from streamadapt.app.commands import run_command
-from streamadapt.guard.two_layer import Guard, Mean
+from streamadapt.guard.base import Guard
+from streamadapt.guard.two_layer import Mean
 from streamadapt.learners import Learner
 from streamadapt.models.fit import fit_forecast
 from streamadapt.pipeline.intervals import Intervals

@@ -16,8 +16,9 @@ from scipy.optimize import minimize
 from benchmarks.plain_guards import AdaHedge, Median, PlainBOA, PlainMLPoly, RidgeOnly, Simplex
 from benchmarks.plain_rules import AdaHedgeRule, OnlineGradient, OperaBOA, OperaMLPoly
 from streamadapt.errors import ConfigError
-from streamadapt.guard.aggregators import Aggregator
-from streamadapt.guard.two_layer import Guard, Mean
+from streamadapt.guard.base import Guard
+from streamadapt.guard.mixer import Aggregator
+from streamadapt.guard.two_layer import Mean
 from streamadapt.tasks.losses import Absolute, Log, Pinball, Squared
 
 EXPERTS = 4

@@ -16,9 +16,13 @@ from torch import Tensor
 from benchmarks.plain_guards import AdaHedge, Median, PlainBOA, PlainMLPoly, RidgeOnly, Simplex
 from benchmarks.plain_rules import AdaHedgeRule, OnlineGradient, OperaBOA, OperaMLPoly
 from streamadapt import Bias, Forecast, Hedge, NoGuard, Persistence, Pipeline, TwoLayer
-from streamadapt.guard.aggregators import BOA, Aggregator, FixedShare, MLPoly
-from streamadapt.guard.scopes import LOSS_CAP, REGRET_CAP
-from streamadapt.guard.two_layer import Guard, Mean
+from streamadapt.guard.arrivals import LOSS_CAP, REGRET_CAP
+from streamadapt.guard.base import Guard
+from streamadapt.guard.boa import BOA
+from streamadapt.guard.fixed_share import FixedShare
+from streamadapt.guard.mixer import Aggregator
+from streamadapt.guard.ml_poly import MLPoly
+from streamadapt.guard.two_layer import Mean
 from streamadapt.tasks.losses import Absolute, Log, Loss, Pinball, Squared
 
 ROUNDS = 500

@@ -29,7 +29,7 @@ from benchmarks.scenarios.measure import (
     seeds_protocol,
 )
 from streamadapt import Batch, Entry, FrozenModel, Pipeline, Prediction, Supervised
-from streamadapt.guard.two_layer import Guard
+from streamadapt.guard.base import Guard
 from streamadapt.learners import RLS, Bias, ErrorMemory, LastValue, Learner, River
 
 __all__ = ["ELEC2", "Setting", "fit", "items_of", "learners", "measure", "pipeline_for"]

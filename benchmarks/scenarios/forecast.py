@@ -24,7 +24,7 @@ from benchmarks.scenarios.measure import (
     seeds_protocol,
 )
 from streamadapt import Batch, Entry, Forecast, Linear, Pipeline, Prediction
-from streamadapt.guard.two_layer import Guard
+from streamadapt.guard.base import Guard
 from streamadapt.learners import Learner
 from streamadapt.learners.defaults import default_learners
 from streamadapt.models.fit import fit_forecast

@@ -18,7 +18,7 @@ from benchmarks.scenarios.measure import (
     judge_all,
 )
 from streamadapt import Batch, Entry, Label, Linear, Pipeline, Prediction, Supervised
-from streamadapt.guard.two_layer import Guard
+from streamadapt.guard.base import Guard
 from streamadapt.learners import Learner
 from streamadapt.learners.defaults import default_learners
 from streamadapt.models.fit import fit_supervised

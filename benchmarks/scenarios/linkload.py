@@ -35,7 +35,7 @@ from benchmarks.scenarios.measure import (
     seeds_protocol,
 )
 from streamadapt import Entry, Forecast, FrozenModel, Pipeline, Prediction
-from streamadapt.guard.two_layer import Guard
+from streamadapt.guard.base import Guard
 from streamadapt.learners import RLS, Bias, ErrorMemory, Holt, LastValue, Learner, Liquid, Refit
 
 __all__ = [

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamadapt import Entry, Label, NoGuard, Pipeline, Prediction
-from streamadapt.guard.two_layer import Guard
+from streamadapt.guard.base import Guard
 from streamadapt.learners import Learner
 
 __all__ = [

@@ -41,13 +41,12 @@ SCALE_RATE: Final = 0.01
 SCALE_FLOOR: Final = 1e-3
 """Smallest scale, in units of the output's own scale."""
 SCALE_CAP: Final = 20.0
-"""An error counts for at most so many running scales in the next one, or a single absurd target
-would make all others look alike for hundreds of arrivals. One target in twenty, however absurd,
-cannot make it grow for good: it does so by a factor of 1 + .01 x 19 and shrinks by .99 to the 20th
-in between."""
+"""The largest error that the running scale follows, in running scales: otherwise a single outlier
+would make all other errors look alike for hundreds of arrivals. One outlier in twenty targets, of
+whatever size, cannot make the scale grow without end: it multiplies the scale by at most 1 + .01 x
+19, and each of the targets in between can multiply it by .99."""
 REGRET_CAP: Final = 5.0
-"""Linearised regrets beyond so many scales are clipped: one outlier must not decide the
-weights."""
+"""The largest linearised regret, in scales: one outlier must not decide the weights."""
 LOSS_CAP: Final = 5.0
 """The same for the scaled losses of fixed share."""
 
@@ -139,7 +138,7 @@ def empty_arrival(rows: int, columns: int, judged: int) -> Arrival:
 
 
 def empty_signal(experts: int, groups_h: int, groups_c: int) -> Signal:
-    """Return room for a signal of so many experts and groups."""
+    """Return room for a signal of that number of experts and groups."""
     return Signal(np.zeros((experts, groups_h, groups_c)), np.zeros((groups_h, groups_c)))
 
 

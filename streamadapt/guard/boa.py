@@ -80,7 +80,7 @@ class BOA(CompiledAggregator):
     Parameters
     ----------
     discounts : floats, each in (0, 1]
-        d, one variant each: 1 remembers for ever, .999 about a thousand arrivals.
+        d, one variant each: 1 forgets nothing, .999 remembers about a thousand arrivals.
 
     References
     ----------

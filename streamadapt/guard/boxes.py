@@ -28,15 +28,9 @@ class PartsType(StructRef):  # type: ignore[misc]
 class EventBox(structref.StructRefProxy):  # type: ignore[misc]
     """An `Event`."""
 
-    def __new__(cls, *fields: Any) -> Any:
-        return structref.StructRefProxy.__new__(cls, *fields)
-
 
 class PartsBox(structref.StructRefProxy):  # type: ignore[misc]
     """A guard's `Parts`."""
-
-    def __new__(cls, *fields: Any) -> Any:
-        return structref.StructRefProxy.__new__(cls, *fields)
 
 
 structref.define_proxy(EventBox, EventType, list(Event._fields))

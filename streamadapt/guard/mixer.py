@@ -80,7 +80,7 @@ class Mixer(ABC):
         self.variants = variants
 
     def build(self, groups: tuple[int, int], fallback: Array) -> None:
-        """Allocate for so many groups.
+        """Allocate for numbers of groups of rows and of columns.
 
         Parameters
         ----------

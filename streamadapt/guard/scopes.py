@@ -9,8 +9,6 @@ import numpy as np
 
 from streamadapt.compiled import Kernel
 from streamadapt.guard.arrivals import (
-    LOSS_CAP,
-    REGRET_CAP,
     Signal,
     empty_arrival,
     group_losses,
@@ -22,7 +20,7 @@ from streamadapt.records import Array, Mask
 from streamadapt.tasks.loss_kernels import loss_settings
 from streamadapt.tasks.losses import Loss
 
-__all__ = ["LOSS_CAP", "REGRET_CAP", "SCOPES", "Scope", "Scoped", "groups_of"]
+__all__ = ["SCOPES", "Scope", "Scoped", "groups_of"]
 
 Scope = Literal["global", "horizon", "cell"]
 SCOPES: tuple[Scope, ...] = ("global", "horizon", "cell")

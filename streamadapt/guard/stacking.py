@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from streamadapt.cholesky import factorise, solve
 from streamadapt.compiled import Kernel, compiled
 from streamadapt.errors import ConfigError
 from streamadapt.guard.mixer import Mixer
@@ -24,8 +25,8 @@ FARTHEST: Final = 100.0
 """What is more scales away from the experts' mean counts as if it were so far: one outlier must
 not be all that the sums know for the next thousands of arrivals."""
 LEAST_ERROR: Final = 0.3
-"""Errors below so many scales weigh no more than this one: the reweighting for absolute loss has
-no pole at zero."""
+"""Errors smaller than this, in scales, weigh no more than one of this size: the reweighting for
+absolute loss has no pole at zero."""
 
 
 class StackSettings(NamedTuple):
@@ -52,17 +53,19 @@ class StackState(NamedTuple):
 
 
 class StackRoom(NamedTuple):
-    """`a` is (experts, experts), the others (experts,)."""
+    """`a` is (experts, experts), the others (experts,); `column` is `b` as (experts, 1)."""
 
     a: Array
     b: Array
+    column: Array
     w: Array
     x: Array
 
 
 def empty_stack_room(experts: int) -> StackRoom:
-    """Return room for a stack of so many experts."""
-    return StackRoom(np.zeros((experts, experts)), *(np.zeros(experts) for _ in range(3)))
+    """Return room for a stack of that number of experts."""
+    b, w, x = (np.zeros(experts) for _ in range(3))
+    return StackRoom(np.zeros((experts, experts)), b, b[:, None], w, x)
 
 
 @compiled
@@ -178,8 +181,9 @@ def _solve(p: Any, s: Any, key: int, i: int, j: int, w: Any) -> None:
         mean += a[k, k] / experts
     for k in range(experts):
         a[k, k] += at_least(RELATIVE_RIDGE * mean, p.ridge)
-    if not solve_cholesky(a, b):
+    if not factorise(a):
         return
+    solve(a, w.column)
     total = 0.0
     for k in range(experts):
         total += b[k]
@@ -187,43 +191,6 @@ def _solve(p: Any, s: Any, key: int, i: int, j: int, w: Any) -> None:
     if math.isfinite(rest):
         for k in range(experts):
             s.weights[key, 0, k, i, j] = b[k] + rest
-
-
-@compiled
-def solve_cholesky(a: Any, b: Any) -> Any:
-    """Solve ``a x = b`` in place, and return whether a is positive definite.
-
-    ``a = r^T r`` by Cholesky, then ``r^T y = b`` and ``r x = y``.
-
-    Parameters
-    ----------
-    a : ndarray, (n, n)
-        Symmetric; only its upper triangle is read. It becomes r.
-    b : ndarray, (n,)
-        Becomes x.
-    """
-    n = a.shape[0]
-    for k in range(n):
-        if not a[k, k] > 0.0:
-            return False
-        root = math.sqrt(a[k, k])
-        for j in range(k, n):
-            a[k, j] /= root
-        for i in range(k + 1, n):
-            r = a[k, i]
-            for j in range(i, n):
-                a[i, j] -= r * a[k, j]
-    for i in range(n):
-        y = b[i] / a[i, i]
-        b[i] = y
-        for j in range(i + 1, n):
-            b[j] -= a[i, j] * y
-    for i in range(n - 1, -1, -1):
-        x = b[i]
-        for j in range(i + 1, n):
-            x -= a[i, j] * b[j]
-        b[i] = x / a[i, i]
-    return True
 
 
 def _learn_alone(p: Any, s: Any, w: Any, predictions: Any, target: Any, scale: Any,

@@ -13,11 +13,11 @@ from typing import ClassVar
 import numpy as np
 
 from streamadapt.errors import ConfigError
-from streamadapt.guard.aggregators import BOA, FixedShare, Mixer, MLPoly
 from streamadapt.guard.arrivals import empty_arrival, empty_signal
 from streamadapt.guard.base import Guard, Mixture
+from streamadapt.guard.boa import BOA
 from streamadapt.guard.compiled import CompiledGuard, Steps
-from streamadapt.guard.fixed_share import FixedShareSettings
+from streamadapt.guard.fixed_share import FixedShare, FixedShareSettings
 from streamadapt.guard.kernels import (
     HedgeRoom,
     HedgeState,
@@ -29,18 +29,17 @@ from streamadapt.guard.kernels import (
     two_layer_learn,
     two_layer_mix,
 )
+from streamadapt.guard.mixer import Mixer
+from streamadapt.guard.ml_poly import MLPoly
 from streamadapt.guard.scopes import SCOPES, Scope, Scoped, groups_of
 from streamadapt.guard.stacking import RidgeStack, empty_stack_room
 from streamadapt.records import Array, Mask
 from streamadapt.tasks.losses import Loss
 
 __all__ = [
-    "Guard",
     "Hedge",
     "Mean",
-    "Mixture",
     "NoGuard",
-    "Scope",
     "TwoLayer",
     "checked_scope",
     "effective_scope",

@@ -18,7 +18,6 @@ __all__ = [
     "INNOVATION_RATE",
     "Learner",
     "Maturity",
-    "boosted_forgetting",
     "masked_mean",
     "one_or_more",
     "require_shape",
@@ -236,14 +235,6 @@ def one_or_more(
             path, value, f"a number in ({low:g}, {high:g}], or a list of different ones"
         )
     return values
-
-
-def boosted_forgetting(forgetting: Tensor, boost: float) -> Tensor:
-    """Return the forgetting factor under a boost: the memory is shorter by the factor `boost`, but
-    the forgetting factor is at least `MOST_BOOSTED`."""
-    return (
-        forgetting if boost == 1.0 else (1.0 - (1.0 - forgetting) * boost).clamp_min(MOST_BOOSTED)
-    )
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -29,42 +29,61 @@ class BiasState(NamedTuple):
     bias: Array
 
 
+class BiasRoom(NamedTuple):
+    """`out` is (columns,)."""
+
+    out: Array
+
+
 @compiled
-def predict(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, out: Any) -> None:
-    """``out = base + b``, or the softmax of ``ln base + b``."""
+def correct(c: Any, b: Any, x: Any, out: Any) -> None:
+    """``out = base + b``, or the softmax of ``ln base + b``; `b` and `out` are (experts, rows,
+    columns)."""
     experts, rows, _ = out.shape
     for e in range(experts):
         for h in range(rows):
-            corrected(c, x.base[h], s.bias[key, e, h], out[e, h])
+            corrected(c, x.base[h], b[e, h], out[e, h])
+
+
+@compiled
+def move(c: Any, p: Any, b: Any, w: Any, x: Any, y: Any, h: int, share: float) -> None:
+    """``b <- b + rate share error`` in the known cells of row h; `b` is (experts, rows,
+    columns)."""
+    for e in range(p.rate.shape[0]):
+        rate = min(p.rate[e] * y.weight * y.boost, 1.0) * share
+        corrected(c, x.base[h], b[e, h], w.out)
+        for j in range(w.out.shape[0]):
+            if y.known[h, j]:
+                b[e, h, j] += rate * (y.target[h, j] - w.out[j])
+
+
+@compiled
+def shrink(b: Any, keep: float) -> None:
+    """``b <- keep b``, (experts, rows, columns)."""
+    experts, rows, columns = b.shape
+    for e in range(experts):
+        for h in range(rows):
+            for j in range(columns):
+                b[e, h, j] *= keep
+
+
+@compiled
+def predict(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, out: Any) -> None:
+    """``out = base + b``, or the softmax of ``ln base + b``."""
+    correct(c, s.bias[key], x, out)
 
 
 @compiled
 def learn(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, y: Any) -> None:
     """``b <- b + rate error`` in the known cells."""
-    experts, rows, columns = w.out.shape
-    predict(c, p, s, key, w, x, w.out)
-    for e in range(experts):
-        rate = min(p.rate[e] * y.weight * y.boost, 1.0)
-        for h in range(rows):
-            for j in range(columns):
-                if y.known[h, j]:
-                    s.bias[key, e, h, j] += rate * (y.target[h, j] - w.out[e, h, j])
+    for h in range(y.known.shape[0]):
+        move(c, p, s.bias[key], w, x, y, h, 1.0)
 
 
 @compiled
 def forget(c: Any, p: Any, s: Any, key: int, w: Any, keep: float) -> None:
     """Shrink b."""
-    _, experts, rows, columns = s.bias.shape
-    for e in range(experts):
-        for h in range(rows):
-            for j in range(columns):
-                s.bias[key, e, h, j] *= keep
-
-
-class BiasRoom(NamedTuple):
-    """`out` is (experts, rows, columns)."""
-
-    out: Array
+    shrink(s.bias[key], keep)
 
 
 class Bias(CompiledLearner):
@@ -115,5 +134,5 @@ class Bias(CompiledLearner):
         return BiasState(np.zeros((len(self.rates), spec.rows, spec.columns)))
 
     def room(self, spec: Spec) -> BiasRoom:
-        """Return room for the predictions of an example."""
-        return BiasRoom(np.zeros((len(self.rates), spec.rows, spec.columns)))
+        """Return room for a row of predictions."""
+        return BiasRoom(np.zeros(spec.columns))

@@ -27,15 +27,9 @@ class PartsType(StructRef):  # type: ignore[misc]
 class LotBox(structref.StructRefProxy):  # type: ignore[misc]
     """A `Lot`."""
 
-    def __new__(cls, *fields: Any) -> Any:
-        return structref.StructRefProxy.__new__(cls, *fields)
-
 
 class PartsBox(structref.StructRefProxy):  # type: ignore[misc]
     """A `Parts`."""
-
-    def __new__(cls, *fields: Any) -> Any:
-        return structref.StructRefProxy.__new__(cls, *fields)
 
 
 structref.define_proxy(LotBox, LotType, list(Lot._fields))

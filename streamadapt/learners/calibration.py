@@ -12,9 +12,9 @@ from streamadapt.compiled import compiled
 from streamadapt.errors import ConfigError
 from streamadapt.learners.base import INNOVATION_RATE, Maturity, one_or_more
 from streamadapt.learners.compiled import CompiledLearner, NoRoom, Steps
-from streamadapt.learners.forgetting import boosted
+from streamadapt.learners.least_squares import boosted, clipped
 from streamadapt.learners.masks import all_known
-from streamadapt.learners.probabilities import log_odds, softmax
+from streamadapt.learners.probabilities import ClassRoom, class_room, log_odds, softmax
 from streamadapt.models.contract import Spec
 from streamadapt.records import Array
 
@@ -100,14 +100,6 @@ def line(v: Any, u: float) -> float:
 
 
 @compiled
-def clipped(error: float, clip: float, size: float) -> float:
-    """Return an error within `clip` sizes."""
-    if math.isinf(clip):
-        return error
-    return min(max(error, -clip * size), clip * size)
-
-
-@compiled
 def move(p: Any, e: int, moments: Any, v: Any, u: float, error: float, y: Any) -> None:
     """``M <- forgetting M + x x^T + (1 - forgetting) ridge I``, then ``v <- v + M^-1 x error``, of
     an example that counts `Target.weight` times."""
@@ -131,13 +123,6 @@ class ScoreState(NamedTuple):
 
     moments: Array
     weights: Array
-
-
-class ScoreRoom(NamedTuple):
-    """`log_odds` is (classes,), `out` (experts, 1, classes)."""
-
-    log_odds: Array
-    out: Array
 
 
 @compiled
@@ -257,9 +242,9 @@ class Calibration(CompiledLearner):
             return ScoreState(moments, weights)
         return LineState(moments, weights, np.full(cells, 0.3))
 
-    def room(self, spec: Spec) -> NoRoom | ScoreRoom:
-        """Return room for the predictions of an example."""
+    def room(self, spec: Spec) -> NoRoom | ClassRoom:
+        """Return room for the predictions of an example with classes."""
         if spec.kind == "classification":
-            out = np.zeros((len(self.forgetting), 1, spec.columns))
-            return ScoreRoom(np.zeros(spec.columns), out)
-        return NoRoom(np.zeros(1))
+            return class_room(len(self.forgetting), spec.columns)
+        none: NoRoom = super().room(spec)
+        return none

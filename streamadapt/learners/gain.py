@@ -13,7 +13,7 @@ from streamadapt.errors import ConfigError
 from streamadapt.learners.base import Maturity, one_or_more
 from streamadapt.learners.compiled import CompiledLearner, NoRoom, Steps
 from streamadapt.learners.masks import all_known
-from streamadapt.learners.probabilities import FLOOR, log_odds, softmax
+from streamadapt.learners.probabilities import FLOOR, ClassRoom, class_room, log_odds, softmax
 from streamadapt.models.contract import Spec
 from streamadapt.records import Array
 
@@ -77,13 +77,6 @@ class TemperatureState(NamedTuple):
 
     gain: Array
     curvature: Array
-
-
-class TemperatureRoom(NamedTuple):
-    """`log_odds` is (classes,), `out` (experts, 1, classes)."""
-
-    log_odds: Array
-    out: Array
 
 
 @compiled
@@ -192,9 +185,9 @@ class Gain(CompiledLearner):
             return TemperatureState(np.ones((experts, 1, 1)), np.ones((experts, 1, 1)))
         return GainState(np.ones((experts, spec.rows, spec.columns)))
 
-    def room(self, spec: Spec) -> NoRoom | TemperatureRoom:
-        """Return room for the predictions of an example."""
+    def room(self, spec: Spec) -> NoRoom | ClassRoom:
+        """Return room for the predictions of an example with classes."""
         if spec.kind == "classification":
-            out = np.zeros((len(self.rates), 1, spec.columns))
-            return TemperatureRoom(np.zeros(spec.columns), out)
-        return NoRoom(np.zeros(1))
+            return class_room(len(self.rates), spec.columns)
+        none: NoRoom = super().room(spec)
+        return none

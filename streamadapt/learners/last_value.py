@@ -9,6 +9,7 @@ import numpy as np
 from streamadapt.compiled import compiled
 from streamadapt.learners.base import Maturity
 from streamadapt.learners.compiled import CompiledLearner, Steps
+from streamadapt.learners.lots import NEVER
 from streamadapt.learners.masks import all_known
 from streamadapt.models.contract import Spec
 from streamadapt.records import Array
@@ -17,7 +18,6 @@ __all__ = ["LastValue"]
 
 DISCOUNT: Final = 0.999
 """Of the counts that tell how often the class changes: about 1,000 labels are remembered."""
-NEVER: Final = -(2**63)
 
 
 class NoSettings(NamedTuple):

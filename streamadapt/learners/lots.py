@@ -14,6 +14,7 @@ __all__ = [
     "ADAPT",
     "FORGET",
     "LEARN",
+    "NEVER",
     "PREDICT",
     "Input",
     "Lot",
@@ -27,6 +28,8 @@ PREDICT: Final = 0
 LEARN: Final = 1
 ADAPT: Final = 2
 FORGET: Final = 3
+NEVER: Final = -(2**63)
+"""An event time before all others, ns: nothing has been seen."""
 
 
 class Shared(NamedTuple):

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+
+import numpy as np
 
 from streamadapt.compiled import compiled
+from streamadapt.records import Array
 
 __all__ = [
     "FLOOR",
     "SHARE",
+    "ClassRoom",
     "add_to_log_odds",
+    "class_room",
     "clip_to_simplex",
     "corrected",
     "log_odds",
@@ -18,10 +23,23 @@ __all__ = [
 ]
 
 FLOOR: Final = 1e-6
-"""Smaller probabilities count as this one."""
+"""Smaller probabilities count as this one: a class that the base rules out can still be
+learned."""
 SHARE: Final = 0.02
 """The part of the even distribution that `clip_to_simplex` leaves every class at least, before it
 divides by the sum."""
+
+
+class ClassRoom(NamedTuple):
+    """Room to work in: `log_odds` is (classes,), `out` (experts, 1, classes)."""
+
+    log_odds: Array
+    out: Array
+
+
+def class_room(experts: int, classes: int) -> ClassRoom:
+    """Return room for the predictions of an example."""
+    return ClassRoom(np.zeros(classes), np.zeros((experts, 1, classes)))
 
 
 @compiled

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from streamadapt.compiled import compiled
+from streamadapt.learners.lots import NEVER
 from streamadapt.records import Array
 
 __all__ = [
@@ -28,7 +29,6 @@ __all__ = [
     "put_in_period",
 ]
 
-NEVER: Final = -(2**63)
 NEVER_SEEN: Final = -(2**62)
 
 

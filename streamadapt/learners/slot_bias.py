@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -12,15 +12,14 @@ from streamadapt.compiled import compiled
 from streamadapt.config.durations import duration_ns
 from streamadapt.errors import ConfigError
 from streamadapt.learners.base import Maturity, one_or_more
+from streamadapt.learners.bias import BiasRoom, correct, move, shrink
 from streamadapt.learners.compiled import CompiledLearner, Steps
+from streamadapt.learners.lots import NEVER
 from streamadapt.learners.masks import some_known
-from streamadapt.learners.probabilities import corrected
 from streamadapt.models.contract import Spec
 from streamadapt.records import Array
 
 __all__ = ["SlotBias"]
-
-NEVER: Final = -(2**63)
 
 
 class SlotBiasSettings(NamedTuple):
@@ -39,20 +38,11 @@ class SlotBiasState(NamedTuple):
     issued: Array
 
 
-class SlotBiasRoom(NamedTuple):
-    """`out` is (columns,)."""
-
-    out: Array
-
-
 @compiled
 def predict(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, out: Any) -> None:
     """``out = base + b[slot]``, or the softmax of ``ln base + b[slot]``."""
-    experts, rows, _ = out.shape
     slot = slot_of(p, x.times[x.times.shape[0] - 1]) if x.times.shape[0] > 0 else 0
-    for e in range(experts):
-        for h in range(rows):
-            corrected(c, x.base[h], s.bias[key, slot, e, h], out[e, h])
+    correct(c, s.bias[key, slot], x, out)
 
 
 @compiled
@@ -74,12 +64,8 @@ def learn(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, y: Any) -> None:
 @compiled
 def forget(c: Any, p: Any, s: Any, key: int, w: Any, keep: float) -> None:
     """Shrink b in all slots."""
-    _, slots, experts, rows, columns = s.bias.shape
-    for slot in range(slots):
-        for e in range(experts):
-            for h in range(rows):
-                for j in range(columns):
-                    s.bias[key, slot, e, h, j] *= keep
+    for slot in range(s.bias.shape[1]):
+        shrink(s.bias[key, slot], keep)
 
 
 @compiled
@@ -104,18 +90,6 @@ def share_of(p: Any, s: Any, key: int, h: int) -> float:
         return 1.0
     share: float = abs(s.issued[key, h] - s.issued[key, h + 1]) / p.length
     return min(share, 1.0)
-
-
-@compiled
-def move(c: Any, p: Any, b: Any, w: Any, x: Any, y: Any, h: int, share: float) -> None:
-    """``b <- b + rate share error`` in the known cells of row h; `b` is (experts, rows,
-    columns)."""
-    for e in range(p.rate.shape[0]):
-        rate = min(p.rate[e] * y.weight * y.boost, 1.0) * share
-        corrected(c, x.base[h], b[e, h], w.out)
-        for j in range(w.out.shape[0]):
-            if y.known[h, j]:
-                b[e, h, j] += rate * (y.target[h, j] - w.out[j])
 
 
 class SlotBias(CompiledLearner):
@@ -198,9 +172,9 @@ class SlotBias(CompiledLearner):
         bias = np.zeros((self.slots, len(self.rates), spec.rows, spec.columns))
         return SlotBiasState(bias, np.full(spec.rows + 1, NEVER))
 
-    def room(self, spec: Spec) -> SlotBiasRoom:
+    def room(self, spec: Spec) -> BiasRoom:
         """Return room for a row of predictions."""
-        return SlotBiasRoom(np.zeros(spec.columns))
+        return BiasRoom(np.zeros(spec.columns))
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         """Go back, and learn nothing from forecasts whose entries the restored state does not

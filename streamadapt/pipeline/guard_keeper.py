@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from streamadapt.errors import ShapeError, StreamadaptError
-from streamadapt.guard.two_layer import Guard, Mixture
+from streamadapt.guard.base import Guard, Mixture
 from streamadapt.pipeline.faults import Faults
 from streamadapt.records import Array, Mask
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from streamadapt.arguments import ShowsArguments
 from streamadapt.errors import ConfigError
-from streamadapt.guard.two_layer import Mixture
+from streamadapt.guard.base import Mixture
 from streamadapt.pipeline.stats import Stats
 from streamadapt.records import Array, Mask
 from streamadapt.tasks import Matured, Task

@@ -25,7 +25,8 @@ from streamadapt.errors import (
     ShapeError,
     StreamadaptError,
 )
-from streamadapt.guard.two_layer import Guard, Mixture, TwoLayer
+from streamadapt.guard.base import Guard, Mixture
+from streamadapt.guard.two_layer import TwoLayer
 from streamadapt.learners.base import Learner
 from streamadapt.models.contract import Base, BaseOutput, Spec, as_base, check_probabilities
 from streamadapt.models.device import is_fatal, resolve_device

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from streamadapt.guard.two_layer import Mixture
+from streamadapt.guard.base import Mixture
 from streamadapt.records import Array, Mask
 
 __all__ = ["Spoken", "fall_back"]

@@ -22,7 +22,8 @@ from streamadapt import (
     Supervised,
     TwoLayer,
 )
-from streamadapt.guard.two_layer import Guard, Mean
+from streamadapt.guard.base import Guard
+from streamadapt.guard.two_layer import Mean
 from streamadapt.learners import Learner
 
 SCOPES: tuple[Any, ...] = ("global", "horizon", "cell")

@@ -86,8 +86,8 @@ class RLS(CompiledLearner):
     forgetting : float or sequence of floats, in (0, 1]
         Per learned example: .9995 remembers about 2,000. Several: one expert each.
     clip : float, > 0
-        Innovations beyond so many times their running mean are clipped; ``inf`` for none. Not used
-        by ``"l1"``, nor for classes.
+        Innovations are clipped at this many times their running mean size; ``inf`` clips nothing.
+        Not used by ``"l1"``, nor for classes.
     ridge : float, > 0
         Weight of the prior and of the leak, in squared scaled units.
     shared : bool

@@ -17,7 +17,6 @@ __all__ = [
     "correct",
     "correct_rows",
     "covariance_bound",
-    "factorise",
     "forget",
     "inflate",
     "inform",
@@ -25,7 +24,6 @@ __all__ = [
     "multiply_rows",
     "residuals",
     "shrink",
-    "solve",
 ]
 
 
@@ -111,44 +109,6 @@ def shrink(m: Any, keep: float, ridge: float) -> None:
         for j in range(m.shape[0]):
             m[i, j] *= keep
         m[i, i] += ridge
-
-
-@compiled
-def factorise(m: Any, upper: Any) -> bool:
-    """Write the Cholesky factor, ``M = U^T U``, to the upper triangle of `upper`; return False
-    where M has lost its positive definiteness to rounding."""
-    d = m.shape[0]
-    for i in range(d):
-        for j in range(i, d):
-            upper[i, j] = m[i, j]
-    for k in range(d):
-        if not upper[k, k] > 0.0:
-            return False
-        scale = math.sqrt(upper[k, k])
-        for j in range(k, d):
-            upper[k, j] /= scale
-        for i in range(k + 1, d):
-            for j in range(i, d):
-                upper[i, j] -= upper[k, i] * upper[k, j]
-    return True
-
-
-@compiled
-def solve(upper: Any, right: Any) -> None:
-    """``right <- (U^T U)^-1 right``; right is (d, columns)."""
-    d, columns = right.shape
-    for k in range(d):
-        for j in range(columns):
-            right[k, j] /= upper[k, k]
-        for i in range(k + 1, d):
-            for j in range(columns):
-                right[i, j] -= upper[k, i] * right[k, j]
-    for k in range(d - 1, -1, -1):
-        for i in range(k + 1, d):
-            for j in range(columns):
-                right[k, j] -= upper[k, i] * right[i, j]
-        for j in range(columns):
-            right[k, j] /= upper[k, k]
 
 
 @compiled

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any, Final, NamedTuple
 
+from streamadapt.cholesky import factorise, solve
 from streamadapt.compiled import compiled
 from streamadapt.learners.base import INNOVATION_RATE
-from streamadapt.learners.forgetting import boosted
+from streamadapt.learners.least_squares import boosted, clipped
 from streamadapt.learners.probabilities import clip_to_simplex
 from streamadapt.learners.rls.features import fill_features, season_features
 from streamadapt.learners.rls.matrices import (
     absorb,
     correct,
     correct_rows,
-    factorise,
     forget,
     inflate,
     inform,
@@ -22,7 +22,6 @@ from streamadapt.learners.rls.matrices import (
     multiply_rows,
     residuals,
     shrink,
-    solve,
 )
 from streamadapt.learners.season import CycleState, put_in_cycle
 from streamadapt.models.contract import MOST_WEIGHT
@@ -274,10 +273,9 @@ def follow(innovation: Any, rate: float, known: Any, error: Any) -> None:
 
 @compiled
 def clip(error: Any, times: float, innovation: Any) -> None:
-    """Clip errors at so many times their mean size."""
+    """Clip each error at `times` its mean size."""
     for r in range(error.shape[0]):
-        bound = innovation[r] * times
-        error[r] = min(max(error[r], -bound), bound)
+        error[r] = clipped(error[r], times, innovation[r])
 
 
 @compiled
@@ -312,7 +310,10 @@ def solve_gains(information: Any, w: Any) -> None:
     """``gain = M^-1 x`` for every group; 0 where M has lost its positive definiteness to
     rounding."""
     groups, d = w.x.shape
-    fine = factorise(information, w.upper)
+    for i in range(d):
+        for j in range(i, d):
+            w.upper[i, j] = information[i, j]
+    fine = factorise(w.upper)
     for i in range(d):
         for g in range(groups):
             w.solved[i, g] = w.rooted[g, i] if fine else 0.0

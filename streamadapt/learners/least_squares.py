@@ -1,11 +1,13 @@
-"""The forgetting factor of least squares, in kernels."""
+"""What all least squares with forgetting have in common, in kernels."""
 
 from __future__ import annotations
+
+import math
 
 from streamadapt.compiled import compiled
 from streamadapt.learners.base import MOST_BOOSTED
 
-__all__ = ["boosted"]
+__all__ = ["boosted", "clipped"]
 
 
 @compiled
@@ -15,3 +17,11 @@ def boosted(forgetting: float, boost: float) -> float:
     if boost == 1.0:
         return forgetting
     return min(forgetting, max(1.0 - (1.0 - forgetting) * boost, MOST_BOOSTED))
+
+
+@compiled
+def clipped(error: float, clip: float, size: float) -> float:
+    """Return an error within `clip` sizes."""
+    if math.isinf(clip):
+        return error
+    return min(max(error, -clip * size), clip * size)
