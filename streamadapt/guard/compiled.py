@@ -107,6 +107,11 @@ class CompiledGuard(Guard):
         """How many cells of a row are judged: all, or the row as one."""
         return 1 if self.loss.row_wise else self.columns
 
+    @property
+    def parts(self) -> Any:
+        """`Parts` as kernels take them."""
+        return self._make_ready().parts
+
     def build(
         self, names: Sequence[str], rows: int, columns: int, loss: Loss, unit: Array
     ) -> None:

@@ -38,9 +38,9 @@ structref.define_proxy(PartsBox, PartsType, list(Parts._fields))
 
 @cache
 def _lot_maker() -> Kernel:
-    def make(k: Any, keys: Any, w: Any, t: Any, b: Any, e: Any, y: Any, known: Any,  # noqa: PLR0913
-             weights: Any, boosts: Any, out: Any) -> Any:  # fmt: skip
-        return LotBox(k, keys, w, t, b, e, y, known, weights, boosts, out)
+    def make(k: Any, keys: Any, at: Any, w: Any, t: Any, e: Any, b: Any, y: Any,  # noqa: PLR0913
+             known: Any, weights: Any, boosts: Any, out: Any) -> Any:  # fmt: skip
+        return LotBox(k, keys, at, w, t, e, b, y, known, weights, boosts, out)
 
     return Kernel(make, f"a holder of {Lot._fields}")
 

@@ -31,6 +31,7 @@ __all__ = [
     "CompiledLearner",
     "NoRoom",
     "Steps",
+    "boxed",
     "keep_everything",
     "learn_nothing",
     "take_nothing_in",
@@ -93,7 +94,7 @@ class _Event:
     """
 
     def __init__(self, lot: Lot) -> None:
-        self.lot, self.box = lot, _boxed(lot)
+        self.lot, self.box = lot, boxed(lot)
         fields = (lot.windows, lot.bases, lot.times, lot.embeddings, lot.targets, lot.known)
         views = (torch.from_numpy(array)[0] for array in fields)
         self.window, self.base, self.times, self.embedding, self.target, self.known = views
@@ -154,17 +155,18 @@ class CompiledLearner(Learner):
         """Hand the state to the kernel."""
         spec = self.spec
         self._steps = self.steps_for(spec)
-        parts = Parts(
+        self._plain_parts = Parts(
             shared_of(spec), self.settings(spec), self.state, self.room(spec), 0, len(self.names)
         )
+        self._parts_at: dict[int, Any] = {}
         self._events: dict[tuple[int, int], _Event] = {}
-        self._parts = _boxed(parts)
+        self._parts = boxed(self._plain_parts)
         self._kernel = kernel_of(self._steps)
-        self._kernel.prepare(self._event(None).box, 0, self._parts)
+        self._kernel.prepare(self._event(None).box, 0, 0, self._parts)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy is made from: numba's holders cannot be copied."""
-        held = ("_steps", "_events", "_parts", "_kernel")
+        held = ("_steps", "_events", "_parts", "_plain_parts", "_parts_at", "_kernel")
         return {name: value for name, value in self.__dict__.items() if name not in held}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -184,7 +186,7 @@ class CompiledLearner(Learner):
                 event.times.copy_(base.times)
             if base.embedding is not None:
                 event.embedding.copy_(base.embedding.detach().view(-1))
-        self._kernel.call(event.box, 1, self._parts)
+        self._kernel.call(event.box, 0, 1, self._parts)
         return event
 
     def _event(self, base: BaseOutput | None) -> _Event:
@@ -198,6 +200,22 @@ class CompiledLearner(Learner):
             lot = empty_lot(1, spec.window, spec.channels, shape, features, times)
             found = self._events[times, features] = _Event(lot)
         return found
+
+    def run(self, lot: Any, start: int, stop: int, first: int) -> None:
+        """Take the learner through the events [start, stop) of a lot.
+
+        Parameters
+        ----------
+        lot : Lot, or numba's holder of one
+        start, stop : int
+        first : int
+            The place of its first expert in the lot's outputs.
+        """
+        parts = self._parts_at.get(first)
+        if parts is None:
+            own = self._plain_parts._replace(first=first, last=first + len(self.names))
+            parts = self._parts_at[first] = boxed(own)
+        self._kernel.call(lot, start, stop, parts)
 
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
         """Return the predictions of all experts, (experts, rows, columns)."""
@@ -288,7 +306,7 @@ def shared_of(spec: Spec) -> Shared:
     )
 
 
-def _boxed(fields: Lot | Parts) -> Any:
+def boxed(fields: Lot | Parts) -> Any:
     """Return numba's holder of a lot or of parts, or the tuple itself if nothing is compiled."""
     if not ENABLED:
         return fields

@@ -12,9 +12,11 @@ from streamadapt.records import Array
 
 __all__ = [
     "ADAPT",
+    "ENTRY",
     "FORGET",
     "LEARN",
     "NEVER",
+    "NOTHING",
     "PREDICT",
     "Input",
     "Lot",
@@ -28,6 +30,9 @@ PREDICT: Final = 0
 LEARN: Final = 1
 ADAPT: Final = 2
 FORGET: Final = 3
+ENTRY: Final = 4
+"""`PREDICT`, then `ADAPT`."""
+NOTHING: Final = 5
 NEVER: Final = -(2**63)
 """An event time before all others, ns: nothing has been seen."""
 
@@ -101,11 +106,14 @@ class Lot(NamedTuple):
     Attributes
     ----------
     kinds : ndarray, (events,), int64
-        `PREDICT`, `LEARN`, `ADAPT` or `FORGET`.
+        `PREDICT`, `LEARN`, `ADAPT`, `FORGET`, `ENTRY` or `NOTHING`.
     keys : ndarray, (events,), int64
         The row of the state that the event belongs to.
-    windows, times, bases, embeddings : ndarray
-        The fields of `Input`, each with a leading axis of events.
+    at : ndarray, (events,), int64
+        The row of `windows`, `times` and `embeddings` that the event is about.
+    windows, times, embeddings : ndarray
+        The fields of `Input`, each with a leading axis: the places of predictions.
+    bases : ndarray, (events, rows, columns), float64
     targets : ndarray, (events, rows, columns), float64
         `LEARN`: anything, NaN too, where `known` is False.
     known : ndarray, (events, rows, columns), bool
@@ -118,10 +126,11 @@ class Lot(NamedTuple):
 
     kinds: Array
     keys: Array
+    at: Array
     windows: Array
     times: Array
-    bases: Array
     embeddings: Array
+    bases: Array
     targets: Array
     known: Array
     weights: Array
@@ -159,26 +168,27 @@ def loop(
     adapt: Callable[..., None],
     forget: Callable[..., None],
 ) -> Kernel:
-    """Return the kernel that takes a learner through the first `size` events of a lot.
+    """Return the kernel that takes a learner through the events [start, stop) of a lot.
 
-    Its arguments are a `Lot`, `size` and `Parts`.
+    Its arguments are a `Lot`, `start`, `stop` and `Parts`.
     """
 
-    def run(lot: Any, size: int, parts: Any) -> None:
+    def run(lot: Any, start: int, stop: int, parts: Any) -> None:
         c, p, s, w = parts.shared, parts.settings, parts.state, parts.work
         first, last = parts.first, parts.last
-        for n in range(size):
-            kind, key = lot.kinds[n], lot.keys[n]
-            x = Input(lot.windows[n], lot.times[n], lot.bases[n], lot.embeddings[n])
-            if kind == PREDICT:
-                predict(c, p, s, key, w, x, lot.outputs[n, first:last])
-            elif kind == LEARN:
+        for n in range(start, stop):
+            kind, key, at = lot.kinds[n], lot.keys[n], lot.at[n]
+            x = Input(lot.windows[at], lot.times[at], lot.bases[n], lot.embeddings[at])
+            if kind == LEARN:
                 y = Target(lot.targets[n], lot.known[n], lot.weights[n], lot.boosts[n])
                 learn(c, p, s, key, w, x, y)
-            elif kind == ADAPT:
-                adapt(c, p, s, key, w, x)
-            else:
+            elif kind == FORGET:
                 forget(c, p, s, key, w, lot.weights[n])
+            else:
+                if kind == PREDICT or kind == ENTRY:
+                    predict(c, p, s, key, w, x, lot.outputs[n, first:last])
+                if kind == ADAPT or kind == ENTRY:
+                    adapt(c, p, s, key, w, x)
 
     return Kernel(run, predict.__module__.removeprefix("streamadapt.learners."))
 
@@ -190,10 +200,11 @@ def empty_lot(size: int, window: int, channels: int, shape: tuple[int, int, int]
     return Lot(
         np.zeros(size, np.int64),
         np.zeros(size, np.int64),
+        np.arange(size),
         np.zeros((size, window, channels), np.float32),
         np.zeros((size, times), np.int64),
-        np.zeros((size, rows, columns)),
         np.zeros((size, features), np.float32),
+        np.zeros((size, rows, columns)),
         np.zeros((size, rows, columns)),
         np.zeros((size, rows, columns), np.bool_),
         np.ones(size),

@@ -107,8 +107,17 @@ class GuardKeeper:
             self.faults.note(PART, error)
             self._mend()
             return
-        self.count += 1
-        if self.count >= SNAPSHOT_EVERY:
+        self.count_updates(1)
+
+    @property
+    def until_snapshot(self) -> int:
+        """The number of updates until the next snapshot is due, >= 1."""
+        return max(1, SNAPSHOT_EVERY - self.count)
+
+    def count_updates(self, count: int) -> None:
+        """Count updates, at most `until_snapshot` of them, and take a snapshot if it is due."""
+        self.count += count
+        if count and self.count >= SNAPSHOT_EVERY:
             self._keep_snapshot()
 
     def scale(self) -> Array:

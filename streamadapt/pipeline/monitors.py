@@ -31,6 +31,7 @@ from streamadapt.tasks.losses import Loss
 __all__ = ["Monitors"]
 
 Value = float | Array
+ENTRY_SIGNALS = ("input", "confidence", "embedding")
 
 
 class Monitors:
@@ -98,6 +99,17 @@ class Monitors:
             monitor.signal == signal and (monitor.each or not each)
             for monitor in self.drift_monitors
         )
+
+    @property
+    def watches_entries(self) -> bool:
+        """Whether a monitor watches entries themselves, not only losses."""
+        return any(monitor.signal in ENTRY_SIGNALS for monitor in self.drift_monitors)
+
+    @property
+    def feeds_back(self) -> bool:
+        """Whether an alarm changes learners."""
+        reacts = any(m.reaction != "alert" or m.boost is not None for m in self.drift_monitors)
+        return reacts or bool(self.reactor.trials)
 
     def take_in_matured(self, matured: Matured, loss: Loss) -> None:
         """Update the monitors with targets that became known."""

@@ -39,6 +39,7 @@ from streamadapt.pipeline.faults import Faults
 from streamadapt.pipeline.guard_keeper import GuardKeeper
 from streamadapt.pipeline.intervals import NoIntervals
 from streamadapt.pipeline.label_requests import LabelRequests
+from streamadapt.pipeline.lots.lots import Lots
 from streamadapt.pipeline.monitors import Monitors
 from streamadapt.pipeline.origin import (
     base_inputs,
@@ -51,6 +52,7 @@ from streamadapt.pipeline.origin import (
 from streamadapt.pipeline.panel import Panel
 from streamadapt.pipeline.rollback import Health, part_of
 from streamadapt.pipeline.scaling import Learned, Scales
+from streamadapt.pipeline.scores import Scores
 from streamadapt.pipeline.screen import Screen, ScreenResult
 from streamadapt.pipeline.serving import Spoken, fall_back, unjudged
 from streamadapt.pipeline.shared_tensors import Lent
@@ -65,6 +67,8 @@ __all__ = ["Pipeline"]
 
 Rejected = Callable[[Entry | Label, EntryError], None]
 T = TypeVar("T")
+MOST_ITEMS = 1024
+"""The most items of a lot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +215,7 @@ class Pipeline(ShowsArguments):
         task.set_unit(self.base.output_scale)
         self._doubted = task.kind == "classification"  # whether the base returns probabilities
         self.health: Health | None = None
+        self.lots = Lots(self)
         self.spec: Spec | None = None
         # Whether the level of the outputs is unknown until the first label.
         self._level_open = task.kind == "regression" and self.base.output_loc is None
@@ -261,10 +266,28 @@ class Pipeline(ShowsArguments):
             If called inside another call of the same pipeline.
         """
         predictions: list[Prediction] = []
-        for item in items:
-            with self._turn:
-                self._observe(item, predictions)
+        if not isinstance(items, list | tuple):  # one that waits for its predictions, perhaps
+            for item in items:
+                self._observe_first([item], predictions)
+            return predictions
+        first = 0
+        while first < len(items):
+            first += self._observe_first(items[first : first + MOST_ITEMS], predictions)
         return predictions
+
+    def _observe_first(self, items: Sequence[Entry | Label], predictions: list[Prediction]) -> int:
+        """Process the first items, or one; return how many."""
+        with self._turn:
+            count, refused = self.lots.take(items, predictions)
+            self._refuse(refused)
+            if count == 0:
+                self._observe(items[0], predictions)
+            return count or 1
+
+    @property
+    def settled(self) -> bool:
+        """Whether units and levels are known, so that nothing will be learned again."""
+        return not (self._level_open or self._doubted or self.scales.active)
 
     @own_settings
     def flush(self) -> list[Prediction]:
@@ -344,11 +367,11 @@ class Pipeline(ShowsArguments):
             np.errstate(over="ignore", invalid="ignore"),
         ):
             for whole in arrival.matured:
-                matured = self._judge_interval(whole)
+                matured = self.judge_interval(whole)
                 self._learn(matured)  # 2. every learner, in order
                 # 3. drift, and the reactions to it
-                self._contain("signals", self.monitors.take_in_matured, matured, self.task.loss)
-                self._contain("labelling", self.label_requests.learn, matured)
+                self.contain("signals", self.monitors.take_in_matured, matured, self.task.loss)
+                self.contain("labelling", self.label_requests.learn, matured)
                 self.keeper.update(
                     matured.experts,
                     matured.aggregator_outputs,
@@ -442,7 +465,7 @@ class Pipeline(ShowsArguments):
         inputs = learner_inputs(window, spec)
         try:
             with self.timing.stage("predict"), torch.no_grad():
-                output = self._checked(self.base(base_inputs(window, spec, self.base)), spec)
+                output = self.checked_output(self.base(base_inputs(window, spec, self.base)), spec)
         except Exception as error:
             if is_fatal(error) or (self.spec is None and isinstance(error, StreamadaptError)):
                 raise  # a wrong setting, or too little memory: not a fault of the entry
@@ -454,7 +477,7 @@ class Pipeline(ShowsArguments):
         times = torch.from_numpy(window.times.copy()).to(spec.device)
         return inputs, output._replace(times=times)
 
-    def _checked(self, returned: Any, spec: Spec) -> BaseOutput:
+    def checked_output(self, returned: Any, spec: Spec) -> BaseOutput:
         """Return a copy of the base's output; raise `ShapeError` if it is no valid output."""
         if not isinstance(returned, BaseOutput) or not isinstance(returned.output, Tensor):
             raise ShapeError(
@@ -509,6 +532,7 @@ class Pipeline(ShowsArguments):
         for name in (*self.names, "served"):
             self.stats.loss_sum.setdefault(name, 0.0)
             self.stats.loss_cells.setdefault(name, 0)
+        self.scores = Scores(self.names, spec.rows, spec.columns, self.task.loss)
         parts = [f"detector:{m.name}" for m in self.monitors.drift_monitors]
         for part in ("guard", *map(part_of, self.learners), *parts):
             # A counter that appears with its first event would have no rate.
@@ -651,7 +675,7 @@ class Pipeline(ShowsArguments):
 
     # -- exceptions of parts
 
-    def _contain(
+    def contain(
         self, part: str, call: Callable[..., T], *given: Any, count: bool = True
     ) -> T | None:
         """Return the result of `call`; None if it raises."""
@@ -665,7 +689,7 @@ class Pipeline(ShowsArguments):
         self.faults.note(f"reaction:{reaction}", error)
         # A refit has changed the learner's replacement only.
         if reaction != "refit" and self.health is not None:
-            self._count_restored(self.health.take_out(i))
+            self.count_restored(self.health.take_out(i))
 
     def _put_back(self, lent: Lent, learner: Learner, *, count: bool = True) -> None:
         """Undo a learner's writes to the tensors that it shares with others."""
@@ -678,9 +702,9 @@ class Pipeline(ShowsArguments):
 
     # -- steps 2 and 3
 
-    def _judge_interval(self, matured: Matured) -> Matured:
+    def judge_interval(self, matured: Matured) -> Matured:
         """Let the intervals learn; return the matured example without their rows."""
-        rest = self._contain("intervals", self.intervals.learn, (matured,), self.stats)
+        rest = self.contain("intervals", self.intervals.learn, (matured,), self.stats)
         return (
             replace(matured, aggregator_outputs=matured.aggregator_outputs[self.intervals.kept :])
             if rest is None
@@ -691,7 +715,7 @@ class Pipeline(ShowsArguments):
         assert self.health is not None
         losses = self._score(matured)
         if self.monitors.reactor.trials and matured.path is not None:
-            self._contain("reaction:refit", self._compare, matured.path)
+            self.contain("reaction:refit", self._compare, matured.path)
         lent = {
             id(e): Lent(e.inputs, *e.base, e.target, e.mask)
             for e in (matured.rows, matured.path)
@@ -702,9 +726,9 @@ class Pipeline(ShowsArguments):
             if example is not None and learner.needs_labels:
                 self._teach(i, learner, example, matured.weight)
                 self._put_back(lent[id(example)], learner)
-                self._count_restored(self.health.check_gradient(i))
+                self.count_restored(self.health.check_gradient(i))
         if not np.isnan(losses[0]):
-            self._count_restored(self.health.check_losses(losses))
+            self.count_restored(self.health.check_losses(losses))
 
     def _teach(self, i: int, learner: Learner, example: Example, weight: float) -> None:
         assert self.health is not None
@@ -719,54 +743,31 @@ class Pipeline(ShowsArguments):
         self.monitors.reactor.learned(i, *given)
         for name in learner.names if learned else ():
             self.stats.updates[name]["ok"] += 1
-        self._count_restored(taken_out)
+        self.count_restored(taken_out)
 
     def _compare(self, path: Example) -> None:
         known = self.task.loss.known(path.mask.cpu().numpy())
         target = path.target.cpu().double().numpy()
         self.monitors.reactor.compare(path.inputs, path.base, target, known, self.task.loss)
 
-    def _count_restored(self, experts: list[int]) -> None:
+    def count_restored(self, experts: list[int]) -> None:
+        """Count experts whose learner was restored; the base is 0."""
         for k in experts:
             self.stats.updates[self.names[k]]["restored"] += 1
 
     def _score(self, matured: Matured) -> Array:
-        known = self.task.loss.known(matured.mask)
-        cells = int(known.sum())
-        if cells == 0:
-            return np.full(len(self.names), np.nan)
         if len(matured.aggregator_outputs):
-            served = matured.aggregator_outputs[-1:]
+            served = matured.aggregator_outputs[-1]
         else:  # a guard that keeps nothing; NaN: cells that are not judged
-            served = self.keeper.mix(np.nan_to_num(matured.experts), commit=True).served[None]
-        losses = self.task.loss.loss(np.concatenate([matured.experts, served]), matured.target)
-        if not np.isfinite(losses).all():  # an overflow, such as of a square, is in no sum
-            known = known & np.isfinite(losses).all(axis=0)
-            cells = int(known.sum())
-            if cells == 0:
-                return np.full(len(self.names), np.nan)
-        sums = np.where(known, losses, 0.0).sum(axis=(1, 2))
-        if matured.weight != 1.0:
-            sums = sums * matured.weight
-        self._add_losses(sums.tolist(), cells)
-        means: Array = sums[:-1] / cells
-        return means if np.isfinite(means).all() else np.full(len(self.names), np.nan)
-
-    def _add_losses(self, sums: list[float], cells: int) -> None:
-        roles = (*self.names, "served")
-        totals = [
-            self.stats.loss_sum[name] + total for name, total in zip(roles, sums, strict=True)
-        ]
-        if not all(map(math.isfinite, totals)):  # the sum would stay infinite forever
-            return
-        for name, total in zip(roles, totals, strict=True):
-            self.stats.loss_sum[name] = total
-            self.stats.loss_cells[name] += cells
+            served = self.keeper.mix(np.nan_to_num(matured.experts), commit=True).served
+        return self.scores.add(
+            self.stats, matured.experts, served, matured.target, matured.mask, matured.weight
+        )
 
     def _adapt(self, issued: Issued) -> dict[str, float]:
         scores = self._adapt_learners(issued)
         self.stats.signals = scores
-        self._contain("signals", self.monitors.take_in_scores, scores)
+        self.contain("signals", self.monitors.take_in_scores, scores)
         self.monitors.take_in_issued(issued)
         return scores
 
@@ -776,10 +777,10 @@ class Pipeline(ShowsArguments):
         lent = Lent(issued.inputs, *issued.base)
         for i, learner in enumerate(self.learners):
             signals, taken_out = self.health.attempt(i, partial(_adapted, learner, issued))
-            self._count_restored(taken_out)
+            self.count_restored(taken_out)
             self._put_back(lent, learner)
             if not learner.needs_labels:
-                self._count_restored(self.health.check_gradient(i))
+                self.count_restored(self.health.check_gradient(i))
             scores |= signals or {}
         if not self.task.labelled:  # without losses, this counts the entries
             self.health.check_losses(np.zeros(len(self.names)))
@@ -797,7 +798,7 @@ class Pipeline(ShowsArguments):
         if commit and self.monitors.drift_monitors:
             newest = ((inputs[-1] - spec.input_loc) / spec.input_scale).cpu().double().numpy()
             newest = np.where(np.isnan(entry.values) | asked.look.absurd, np.nan, newest)
-            self._contain("signals", self.monitors.take_in_entry, newest, base)
+            self.contain("signals", self.monitors.take_in_entry, newest, base)
         exact, base, silent = finite_output(base, spec)
         experts = self._experts(inputs, exact, base, commit=commit)
         mixture = self.keeper.mix(experts, commit=commit)
@@ -816,7 +817,7 @@ class Pipeline(ShowsArguments):
         mixture, spoken = fall_back(
             experts, mixture, raw, asked.look.flags, forecast=spec.kind == "forecast"
         )
-        kept = self._contain("intervals", self.intervals.issue, mixture, count=commit)
+        kept = self.contain("intervals", self.intervals.issue, mixture, count=commit)
         if kept is None:
             blank = np.full((self.intervals.kept, *mixture.served.shape), np.nan)
             kept = np.concatenate([blank, mixture.aggregator_outputs])
@@ -826,7 +827,7 @@ class Pipeline(ShowsArguments):
     def _note(self, experts: Array, served: Array, *, commit: bool) -> tuple[float, ...]:
         record = partial(self.label_requests.record, commit=commit)
         with np.errstate(over="ignore", invalid="ignore"):
-            note = self._contain(
+            note = self.contain(
                 "labelling", lambda: record(experts, served, self.keeper.scale()), count=commit
             )
         return self.label_requests.blank() if note is None else note
@@ -849,7 +850,7 @@ class Pipeline(ShowsArguments):
             experts += self.task.origin
         experts[0] = exact
         if commit:
-            self._count_restored(self.health.check_predictions(experts))
+            self.count_restored(self.health.check_predictions(experts))
         else:
             self.health.stand_in(experts)
         return experts
@@ -900,7 +901,7 @@ class Pipeline(ShowsArguments):
         drifts, reactions = self.monitors.drain() if commit else ((), ())
         by_name = dict(zip(self.names, experts, strict=True))
         label = self.label_requests.fields(issued.note, commit=commit)
-        low, high = self._contain(
+        low, high = self.contain(
             "intervals", self.intervals.bounds, spoken.aggregator_outputs, count=commit
         ) or (None, None)
         return Prediction(

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
+from streamadapt.compiled import Kernel
 from streamadapt.learners.base import Learner
 from streamadapt.pipeline.faults import Faults
+from streamadapt.pipeline.judging import (
+    RATIO,
+    USUAL_OF,
+    WINDOW,
+    HealthState,
+    ScoreRoom,
+    empty_room,
+    judge,
+)
 from streamadapt.records import Array
 
 __all__ = ["Health"]
 
-WINDOW = 50
-"""Matured arrivals over which losses are compared, and for which a broken learner stays out."""
-RATIO = 10.0
-"""A learner whose loss is so many times the base's is broken."""
-USUAL_OF = 500
-"""Matured arrivals that the base's usual loss is a mean of, and steps of a gradient's usual
-norm."""
 GRADIENT_RATIO = 1000.0
 """A learner whose gradient is so many times as long as usual is broken, and one whose gradient is
 no number."""
@@ -28,9 +31,19 @@ SNAPSHOT_EVERY = 500
 PROBATION = 250
 """Matured arrivals that a learner must stay healthy after a snapshot before it counts as a good
 one: what breaks shows only in later losses."""
+UNTIL_SNAPSHOT: Final = 250
+"""`Health.keep_snapshots` does something after each multiple of this number."""
 ARRAYS = ("losses", "seen", "benched", "usual_norm", "steps")
 
 T = TypeVar("T")
+
+
+def _judge(state: HealthState, room: ScoreRoom) -> int:
+    found: int = judge(state, 0, room)
+    return found
+
+
+_JUDGE: Final = Kernel(_judge, "health")
 
 
 def part_of(learner: Learner) -> str:
@@ -84,17 +97,57 @@ class Health:
         self.good: list[dict[str, Any] | None] = [self.snapshot(i) for i in range(len(learners))]
         # Snapshots on probation.
         self.candidates: list[dict[str, Any] | None] = [None for _ in learners]
-        self.losses = np.zeros((WINDOW, k + 1))  # the base's first
-        self.seen = np.zeros(k, np.int64)  # matured arrivals since the last verdict, up to WINDOW
-        self.benched = np.zeros(k, np.int64)  # matured arrivals still to stay out
+        whole = np.int64
+        self.state = HealthState(
+            np.zeros((1, WINDOW, k + 1)), np.zeros((1, k), whole), np.zeros((1, k), whole),
+            np.zeros(1), np.zeros(1, whole), np.zeros(1, whole),
+        )  # fmt: skip
+        self.room = empty_room(k + 1, 1, 1)
         self.benched[[self.lost[owner] for owner in self.owner]] = WINDOW
-        self.grace = (
-            0  # matured arrivals that may be of predictions made before the learners were built
-        )
-        self.usual = 0.0  # running mean of the base's loss
-        self.count = 0
         self.usual_norm = np.zeros(len(learners))  # running means of the gradients' norms
         self.steps = np.zeros(len(learners), np.int64)
+
+    @property
+    def losses(self) -> Array:
+        """The mean losses of the last matured arrivals, (WINDOW, 1 + experts)."""
+        return self.state.losses[0]
+
+    @property
+    def seen(self) -> Any:
+        """Matured arrivals since each expert was taken out, (experts,), up to `WINDOW`."""
+        return self.state.seen[0]
+
+    @property
+    def benched(self) -> Any:
+        """Matured arrivals for which each expert still stays out, (experts,)."""
+        return self.state.benched[0]
+
+    @property
+    def usual(self) -> float:
+        """The running mean of the base's loss."""
+        return float(self.state.usual[0])
+
+    @usual.setter
+    def usual(self, value: float) -> None:
+        self.state.usual[0] = value
+
+    @property
+    def count(self) -> int:
+        """Matured arrivals so far."""
+        return int(self.state.count[0])
+
+    @count.setter
+    def count(self, value: int) -> None:
+        self.state.count[0] = value
+
+    @property
+    def grace(self) -> int:
+        """Matured arrivals that may be of predictions from before the learners were built."""
+        return int(self.state.grace[0])
+
+    @grace.setter
+    def grace(self, value: int) -> None:
+        self.state.grace[0] = value
 
     def check_predictions(self, experts: Array) -> list[int]:
         """Let the base stand in where needed; changes `experts` (1 + experts, rows, columns) in
@@ -110,7 +163,7 @@ class Health:
             bad = ~np.isfinite(experts[1:]).all(axis=(1, 2)) & ~self.lost[self.owner]
             broken = [int(k) + 1 for k in np.flatnonzero(bad & (self.benched == 0))]
             for k in np.flatnonzero(bad):
-                self._take_out(int(k))
+                self.set_back(int(k))
         self.stand_in(experts)
         return broken
 
@@ -126,25 +179,12 @@ class Health:
     def check_losses(self, losses: Array) -> list[int]:
         """Compare the mean losses (1 + experts,) of one matured arrival; return the experts taken
         out."""
-        # What matures while a learner is out may have been said before: it must not be held
-        # against the restored one.
-        self.losses[self.count % WINDOW] = losses
-        self.losses[self.count % WINDOW, 1:][(self.benched > 0) | (self.grace > 0)] = losses[0]
-        self.grace = max(self.grace - 1, 0)
-        self.count += 1
-        np.maximum(self.benched - 1, 0, out=self.benched)
-        np.minimum(self.seen + 1, WINDOW, out=self.seen)
-        self.usual += (float(losses[0]) - self.usual) / min(self.count, USUAL_OF)
-        sums = self.losses.sum(axis=0)
-        verdict = (
-            (self.seen == WINDOW)
-            & (sums[1:] > RATIO * max(sums[0], WINDOW * self.usual))
-            & (self.usual > 0.0)
-        )
-        broken = [int(k) for k in np.flatnonzero(verdict)]
+        self.room.means[...] = losses
+        _JUDGE(self.state, self.room)
+        broken = [int(k) for k in np.flatnonzero(self.room.broken)]
         for k in broken:
-            self._take_out(k)
-        self._keep_snapshots()
+            self.set_back(k)
+        self.keep_snapshots()
         self._try_lost()
         return [k + 1 for k in broken]
 
@@ -238,7 +278,8 @@ class Health:
             if not self.benched[experts].any():
                 self.take_out(int(i))
 
-    def _keep_snapshots(self) -> None:
+    def keep_snapshots(self) -> None:
+        """Take snapshots of the healthy learners, or call the last ones good, if it is time to."""
         if self.count % SNAPSHOT_EVERY == 0:
             ill = {self.owner[k] for k in np.flatnonzero(self.benched)}
             self.candidates = [
@@ -251,7 +292,8 @@ class Health:
             ]
             self.candidates = [None for _ in self.learners]
 
-    def _take_out(self, k: int) -> None:
+    def set_back(self, k: int) -> None:
+        """Restore the learner of expert k, and let the base stand in for the expert."""
         self._restore(self.owner[k])
         self._bench(k)
 

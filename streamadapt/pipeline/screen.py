@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from streamadapt.pipeline.taking import (
+    FIRST,
+    LIMIT,
+    YOUNG,
+    Channels,
+    follow,
+)
 from streamadapt.records import Array, Mask
 from streamadapt.tasks import Window
 
 __all__ = ["Screen", "ScreenResult"]
 
-FIRST = 10
-"""The first statistics are medians over this number of entries; outliers among these entries are
-found afterwards."""
-YOUNG = 3
-"""The number of entries, or of values of one channel, before any value is doubted."""
-LIMIT = 60.0
-"""The distance of an outlier from the centre is more than this number of usual distances ..."""
 YOUNG_LIMIT = 100.0
 """... more than this number, while a channel has had fewer than `FIRST` values ..."""
 BEYOND = 4.0
@@ -34,12 +34,6 @@ COMPARABLE = 1e-3
 """A channel is comparable if its usual distance is at least this share of the median channel's."""
 MOVED = 10
 """The scale of a channel is known after this number of changes of its value."""
-RATE = 0.01
-"""The rate per value of the running means."""
-CLIP = 10.0
-"""A larger distance counts as this many usual distances when the statistics are updated."""
-FADE = 0.9999
-"""The factor per entry by which the largest accepted distance decays."""
 IN_A_ROW = 5
 """This number of outliers in a row is not a mistake, but a change of the stream."""
 STRANGE = 2
@@ -244,7 +238,7 @@ class Screen:
         return count
 
     def _take(self, values: Any, result: ScreenResult) -> None:
-        values = np.asarray(values, np.float64)
+        values = np.array(values, np.float64)  # contiguous and writable, as the kernel takes it
         if self.rows == 0:
             self._allocate(len(values))
         self.flags, self.clean = result.flags, result.clean
@@ -254,7 +248,7 @@ class Screen:
             self._start(result)
             return
         known = ~np.isnan(values)
-        self._follow(values, known & ~result.absurd)
+        follow(self.channels, values, known & ~result.absurd)
         if result.absurd.any() or result.changed.any() or self.run.any():
             self._count_absurd(values, known, result)
 
@@ -285,24 +279,18 @@ class Screen:
             [self.doubted[1:], np.where(absurd, self.first[self.rows - 1], np.nan)[None]]
         )
 
-    def _follow(self, values: Array, believed: Mask) -> None:
-        fresh = believed & np.isnan(self.middle)
-        if fresh.any():
-            self.middle = np.where(fresh, values, self.middle)
-        if not believed.all():
-            values = np.where(believed, values, self.middle)
-        rate = believed * np.maximum(RATE, 1.0 / (self.count + 1.0))
-        off = values - self.middle
-        away = np.abs(off)
-        bound = np.where(self.usual > 0.0, CLIP * self.usual, np.inf)
-        self.middle = self.middle + rate * np.clip(off, -bound, bound)
-        self.usual = self.usual + rate * (np.minimum(away, bound) - self.usual)
-        self.largest = np.fmax(self.largest * FADE, np.where(believed, away, 0.0))
-        self.moves = self.moves + (believed & (values != self.last))
-        self.last = np.where(believed, values, self.last)
-        self.count = self.count + believed
-        if (self.limit > LIMIT).any():
-            self.limit = np.where(self.count >= FIRST, LIMIT, self.limit)
+    @property
+    def channels(self) -> Channels:
+        """Views of the statistics."""
+        return Channels(
+            self.middle, self.usual, self.largest, self.last, self.count, self.moves, self.limit
+        )
+
+    @property
+    def plain(self) -> bool:
+        """Whether the window and the newest values have no outliers, and all statistics are
+        known."""
+        return self.rows == FIRST and self.clean is None and not self.run.any()
 
     def _count_absurd(self, values: Array, known: Mask, result: ScreenResult) -> None:
         doubted = np.vstack([self.doubted[1:], values[None]])

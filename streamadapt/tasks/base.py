@@ -22,6 +22,7 @@ from streamadapt.tasks.class_names import ClassName
 from streamadapt.tasks.event_clock import EventClock, Verdict, ahead_of, behind_of
 from streamadapt.tasks.issued import Issued
 from streamadapt.tasks.losses import Loss, loss_named
+from streamadapt.tasks.places import Place
 
 __all__ = ["Arrival", "Example", "Matured", "Task", "Window"]
 
@@ -211,7 +212,7 @@ class Task(ShowsArguments, ABC):
         return None
 
     @abstractmethod
-    def remember(self, issued: Issued) -> None:
+    def remember(self, issued: Issued | Place) -> None:
         """Keep the prediction of the newest entry until its target is known."""
 
     def move_waiting(self, moved: Callable[[Issued], Issued]) -> None:

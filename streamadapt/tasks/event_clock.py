@@ -187,6 +187,24 @@ class EventClock:
                     return False
         return None
 
+    @property
+    def plain(self) -> bool:
+        """Whether nothing is in doubt: `numbers` is all that the next record is judged by."""
+        doubts = (self.others, self._ahead, self._behind)
+        return self.newest is not None and doubts == (None, None, None) and not self._any_time
+
+    @property
+    def numbers(self) -> list[int]:
+        """The newest time, ns, and what else kernels take on; see `pipeline.taking.Clock`."""
+        assert self.newest is not None
+        counts = [self._seen, self._sure, self._step, self._typical]
+        return [self.newest, *counts, self._pause, self._pause_before]
+
+    @numbers.setter
+    def numbers(self, numbers: list[int]) -> None:
+        self.newest, self._seen, self._sure, self._step, self._typical = numbers[:5]
+        self._pause, self._pause_before = numbers[5:]
+
     def take(self, time: int) -> int:
         """Accept a record of `time`; return the time that it has from now on."""
         verdict = self.judge(time)

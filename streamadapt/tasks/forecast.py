@@ -14,6 +14,7 @@ from streamadapt.models.contract import TaskKind
 from streamadapt.records import Array, Entry, Label, Mask
 from streamadapt.tasks.base import Arrival, Example, Matured, Task, Window, positive
 from streamadapt.tasks.issued import Issued, pack, unpack
+from streamadapt.tasks.places import Place, moved_out
 
 __all__ = ["Forecast"]
 
@@ -47,7 +48,7 @@ class Forecast(Task):
         super().__init__(window, positive("task.horizon", horizon, 10_000), loss)
         if self.loss.name == "log":
             raise ConfigError("task.loss", loss, "absolute, squared or pinball-q for forecasts")
-        self.issued: deque[Issued] = deque(maxlen=horizon)  # oldest first
+        self.issued: deque[Issued | Place] = deque(maxlen=horizon)  # oldest first
         self.actual: deque[Array] = deque(maxlen=horizon)  # the newest values, NaN where missing
 
     def columns(self, channels: int) -> int:
@@ -112,10 +113,16 @@ class Forecast(Task):
 
     def move_waiting(self, moved: Callable[[Issued], Issued]) -> None:
         """Replace each waiting prediction by ``moved(prediction)``."""
-        self.issued = deque(map(moved, self.issued), maxlen=self.issued.maxlen)
+        self.issued = deque(
+            (moved(moved_out(one)) for one in self.issued), maxlen=self.issued.maxlen
+        )
 
-    def remember(self, issued: Issued) -> None:
+    def remember(self, issued: Issued | Place) -> None:
         """Keep a forecast for `horizon` entries."""
+        if len(self.issued) == self.rows:
+            oldest = self.issued.popleft()
+            if isinstance(oldest, Place):
+                oldest.places.release(oldest.row)
         self.issued.append(issued)
 
     def state_dict(self) -> dict[str, Any]:

@@ -31,6 +31,16 @@ class Issued:
     aggregator_outputs: Array
     note: tuple[float, ...] = ()
 
+    @property
+    def id(self) -> str:
+        """The entry's id."""
+        return self.entry.id
+
+    @property
+    def time(self) -> int:
+        """The entry's event time, ns."""
+        return self.entry.time
+
 
 def pack(issued: Sequence[Issued]) -> dict[str, Any] | None:
     """Return the saved form of waiting predictions: arrays with one row per prediction; None if
@@ -38,8 +48,8 @@ def pack(issued: Sequence[Issued]) -> dict[str, Any] | None:
     if not issued:
         return None
     return {
-        "ids": [i.entry.id for i in issued],
-        "entry_times": [i.entry.time for i in issued],
+        "ids": [i.id for i in issued],
+        "entry_times": [i.time for i in issued],
         "inputs": torch.stack([i.inputs for i in issued]),
         "output": torch.stack([i.base.output for i in issued]),
         "embedding": _stacked([i.base.embedding for i in issued]),

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -15,13 +15,14 @@ from torch import Tensor
 from streamadapt.config.renamed import accepts_old_names
 from streamadapt.errors import ConfigError, EntryError, LabelError, Reason
 from streamadapt.models.contract import TaskKind
-from streamadapt.records import Entry, FloatArray, Label, Mask
+from streamadapt.records import Array, Entry, FloatArray, Label, Mask
 from streamadapt.tasks.base import Arrival, Example, Matured, Task, check_size, positive
 from streamadapt.tasks.class_names import ClassName, counted_classes
 from streamadapt.tasks.delayed_positives import DelayedPositives
 from streamadapt.tasks.event_clock import DAY_NS
 from streamadapt.tasks.issued import Issued, pack, unpack
 from streamadapt.tasks.outliers import LabelOutliers
+from streamadapt.tasks.places import Place, moved_out
 from streamadapt.tasks.settling import PendingLabel, PendingLabels, Queue
 
 __all__ = ["Supervised"]
@@ -46,7 +47,7 @@ class Waiting:
         Whether its entry had a label that was refused: no label then does not mean a negative.
     """
 
-    issued: Issued
+    issued: Issued | Place
     learned: Mask | None = None
     assumed_negative: bool = False
     label_refused: bool = False
@@ -54,7 +55,24 @@ class Waiting:
     @property
     def entry_time(self) -> int:
         """The event time of its entry, ns."""
-        return self.issued.entry.time
+        return self.issued.time
+
+
+class Learnt(NamedTuple):
+    """A label that is learned now.
+
+    Attributes
+    ----------
+    issued : Issued or Place
+        The prediction that it belongs to.
+    target, mask : ndarray, (1, columns)
+    weight : float, >= 0
+    """
+
+    issued: Issued | Place
+    target: Array
+    mask: Mask
+    weight: float
 
 
 @accepts_old_names("task.supervised")
@@ -208,38 +226,64 @@ class Supervised(Task):
     def observe(self, item: Entry | Label) -> Arrival:
         """Match labels to predictions, and slide the window."""
         if isinstance(item, Label):
-            self._check_label(item)
-        else:
-            self.check_entry(item, None)
-            if item.id in self.waiting or item.id in self.closed:
-                raise EntryError(
-                    Reason.DUPLICATE_ID, f"id {_short(item.id)} was used before", item.position
-                )
-            if item.label is not None:
-                self._check_value(item.label, item)
-        arrival = Arrival()
-        if isinstance(item, Label):
-            self._hold(item.id, item.value, item.time)
-            self._learn_at_once(arrival)
-            return arrival
+            return Arrival([self._matured(one) for one in self.take_label(item)])
+        self.check_entry(item, None)
+        if self.was_used(item.id):
+            raise EntryError(
+                Reason.DUPLICATE_ID, f"id {_short(item.id)} was used before", item.position
+            )
+        if item.label is not None:
+            self._check_value(item.label, item)
         window = self.take_in(item)
-        now = self.last_time
-        self._learn_at_once(arrival)
-        self._learn_due(now, arrival)
-        self._expire(now, arrival)
+        arrival = Arrival([self._matured(one) for one in self.learn_due(self.last_time)])
         if window.full:
             arrival.inputs = window.values
         else:
-            self.closed[item.id] = (now, UNPREDICTED)
-        if item.label is not None:
-            self._hold(item.id, item.label, now, entry_time=now)
+            self.closed[item.id] = (self.last_time, UNPREDICTED)
+        self.hold_own_label(item, self.last_time)
         return arrival
+
+    def was_used(self, id_: str) -> bool:
+        """Return whether an entry with this id is remembered."""
+        return id_ in self.waiting or id_ in self.closed
+
+    def take_label(self, label: Label) -> list[Learnt]:
+        """Match a label to its prediction; return what is learned now.
+
+        Raises
+        ------
+        EntryError
+            If it is refused; then nothing has changed.
+        """
+        self._check_label(label)
+        self._hold(label.id, label.value, label.time)
+        learnt: list[Learnt] = []
+        self._learn_at_once(learnt)
+        return learnt
+
+    def learn_due(self, now: int) -> list[Learnt]:
+        """Return what is learned at an entry of the time `now`, ns; predictions whose time to live
+        has ended expire."""
+        learnt: list[Learnt] = []
+        self._learn_at_once(learnt)
+        self._learn_due(now, learnt)
+        self._expire(now, learnt)
+        return learnt
+
+    def hold_own_label(self, entry: Entry, now: int) -> None:
+        """Keep the checked label inside an entry until the next arrival."""
+        if entry.label is not None:
+            self._hold(entry.id, entry.label, now, entry_time=now)
 
     def go_back(self, time: int) -> None:
         """Replace every later time in the state by `time`, ns: the clock was wrong."""
         super().go_back(time)
         for one in self.waiting.values():
-            if one.entry_time > time:
+            if one.entry_time <= time:
+                continue
+            if isinstance(one.issued, Place):
+                one.issued.time = time
+            else:
                 one.issued = replace(one.issued, entry=replace(one.issued.entry, time=time))
         self.closed = OrderedDict(
             (id_, (min(at, time), outcome)) for id_, (at, outcome) in self.closed.items()
@@ -248,18 +292,18 @@ class Supervised(Task):
             pending.due = min(pending.due, time + self.correction_window)
         self._rebuild_queue()
 
-    def remember(self, issued: Issued) -> None:
+    def remember(self, issued: Issued | Place) -> None:
         """Keep a prediction until its label arrives or its time-to-live ends."""
-        entry = issued.entry
-        one = self.waiting[entry.id] = Waiting(issued)
+        one = self.waiting[issued.id] = Waiting(issued)
         if self.negative_after is not None:
+            entry = issued.entry
             one.label_refused = entry.refused is not None
             self._due.push(entry.time + self.negative_after, entry.time, entry.id, is_label=False)
 
     def move_waiting(self, moved: Callable[[Issued], Issued]) -> None:
         """Replace each waiting prediction by ``moved(prediction)``."""
         for one in self.waiting.values():
-            one.issued = moved(one.issued)
+            one.issued = moved(moved_out(one.issued))
 
     # -- arriving labels
 
@@ -350,26 +394,26 @@ class Supervised(Task):
 
     # -- learning
 
-    def _learn_at_once(self, arrival: Arrival) -> None:
+    def _learn_at_once(self, learnt: list[Learnt]) -> None:
         """Learn the labels that wait for the next arrival."""
         if self.correction_window or not self.pending_labels:
             return
         for id_ in list(self.pending_labels):
-            self._learn_pending(id_, arrival)
+            self._learn_pending(id_, learnt)
 
-    def _learn_due(self, now: int, arrival: Arrival) -> None:
+    def _learn_due(self, now: int, learnt: list[Learnt]) -> None:
         """Learn the labels that are due by `now`, and the entries without a label that are now
         assumed to be negatives."""
         for due, id_, is_label in self._due.pop_due(now):
             pending = self.pending_labels.get(id_)
             if is_label:
                 if pending is not None and pending.due == due:
-                    self._learn_pending(id_, arrival)
+                    self._learn_pending(id_, learnt)
             elif self._lacks_a_label(id_):
                 one = self.waiting[id_]
                 one.assumed_negative = True
                 self.count(NEGATIVE)
-                arrival.matured.append(self._mature(one.issued, np.zeros(1), certain=False))
+                learnt.append(self._learnt(one.issued, np.zeros(1), certain=False))
 
     def _lacks_a_label(self, id_: str) -> bool:
         """Whether a waiting entry has no label so far; a label without any known output does not
@@ -382,7 +426,7 @@ class Supervised(Task):
         pending = self.pending_labels.get(id_)
         return pending is None or bool(np.isnan(pending.value).all())
 
-    def _learn_pending(self, id_: str, arrival: Arrival) -> None:
+    def _learn_pending(self, id_: str, learnt: list[Learnt]) -> None:
         value = self.pending_labels.pop(id_).value
         one = self.waiting.get(id_)
         if one is None:
@@ -404,49 +448,54 @@ class Supervised(Task):
         one.learned = known if one.learned is None else one.learned | known
         if self.negative_after is not None and known.any() and value[0] == 1.0:
             self.positives.saw_positive(late=one.assumed_negative)
-        arrival.matured.append(self._mature(one.issued, value))
+        learnt.append(self._learnt(one.issued, value))
         if one.learned.all():
             self._close(id_, LEARNED, TURNED if one.assumed_negative else LEARNED)
         else:
             self.count(PARTIAL)
 
     def _close(self, id_: str, closed_as: str, outcome: str | None) -> None:
-        self.closed[id_] = (self.waiting.pop(id_).entry_time, closed_as)
+        issued = self.waiting.pop(id_).issued
+        self.closed[id_] = (issued.time, closed_as)
+        if isinstance(issued, Place):
+            issued.places.release(issued.row)
         if outcome is not None:
             self.count(outcome)
 
-    def _mature(self, issued: Issued, value: FloatArray, *, certain: bool = True) -> Matured:
+    def _learnt(
+        self, issued: Issued | Place, value: FloatArray, *, certain: bool = True
+    ) -> Learnt:
         mask = ~np.isnan(value)[None]  # (1, outputs)
-        judged = ~np.isnan(issued.experts[0])  # NaN: no prediction of the base
+        base = issued.experts[0]
+        judged = ~np.isnan(base)  # NaN: no prediction of the base
         if self.classes is None:
-            target = np.where(mask, value, issued.experts[0]).astype(np.float64)
+            target = np.where(mask, value, base).astype(np.float64)
         else:
             mask = np.repeat(mask, self.classes, axis=1)
             target = np.zeros((1, self.classes))
             if mask.all():
                 target[0, int(value[0])] = 1.0
-        mask = mask & judged
         weight = 1.0
         if self.negative_after is not None and self.correct_negatives:
-            weight = self.positives.weight(
-                issued.aggregator_outputs, issued.experts[0], certain=certain
-            )
-        example = Example(
-            issued.inputs, issued.base, self.tensor(target), torch.from_numpy(mask).to(self.device)
-        )
+            weight = self.positives.weight(issued.aggregator_outputs, base, certain=certain)
+        return Learnt(issued, target, mask & judged, weight)
+
+    def _matured(self, one: Learnt) -> Matured:
+        issued, known = one.issued, torch.from_numpy(one.mask).to(self.device)
+        example = Example(issued.inputs, issued.base, self.tensor(one.target), known)
         return Matured(
             example,
             example,
             issued.experts,
             issued.aggregator_outputs,
-            target,
-            mask,
-            weight,
+            one.target,
+            one.mask,
+            one.weight,
             issued.note,
-            issued.entry.id,
+            issued.id,
         )
 
-    def _expire(self, now: int, arrival: Arrival) -> None:
+    def _expire(self, now: int, learnt: list[Learnt]) -> None:
         """Expire predictions older than the time-to-live, and forget ids older than twice that
         time."""
         while self.waiting:
@@ -454,7 +503,7 @@ class Supervised(Task):
             if now - oldest.entry_time <= self.ttl and len(self.waiting) < self.max_pending:
                 break
             if id_ in self.pending_labels:  # its label has arrived, but is not due yet
-                self._learn_pending(id_, arrival)
+                self._learn_pending(id_, learnt)
             if id_ in self.waiting:
                 self._close(id_, EXPIRED, None if oldest.assumed_negative else EXPIRED)
         while self.closed:
@@ -508,7 +557,7 @@ class Supervised(Task):
             (id_, (int(time), outcome)) for id_, time, outcome in state["closed"]
         )
         self.waiting = OrderedDict(
-            (issued.entry.id, Waiting(issued)) for issued in unpack(state["waiting"], self.device)
+            (issued.id, Waiting(issued)) for issued in unpack(state["waiting"], self.device)
         )
         for id_, learned in state["told"]:
             self.waiting[id_].learned = np.array(learned, np.bool_)

@@ -11,6 +11,7 @@ from streamadapt.records import Entry, Label
 from streamadapt.tasks.base import Arrival, Task, positive
 from streamadapt.tasks.class_names import ClassName, counted_classes
 from streamadapt.tasks.issued import Issued
+from streamadapt.tasks.places import Place
 
 __all__ = ["Unlabelled"]
 
@@ -75,5 +76,5 @@ class Unlabelled(Task):
         window = self.take_in(item)
         return Arrival(inputs=window.values if window.full else None)
 
-    def remember(self, issued: Issued) -> None:
+    def remember(self, issued: Issued | Place) -> None:
         """Do nothing: no target will come."""

@@ -1,0 +1,129 @@
+"""The arrays of a pipeline's lots: places of predictions, and room for the events of one run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from streamadapt.guard.compiled import CompiledGuard
+from streamadapt.learners.compiled import boxed as boxed_lot
+from streamadapt.learners.lots import Lot
+from streamadapt.models.contract import Spec
+from streamadapt.pipeline.lots.guard_loop import GuardLot, Judging, boxed
+from streamadapt.tasks.places import Places
+
+if TYPE_CHECKING:  # the pipeline imports this package
+    from streamadapt.pipeline.pipeline import Pipeline
+
+__all__ = ["Room"]
+
+MOST_EVENTS: Final = 1024
+MOST_BYTES: Final = 64 * 2**20
+"""The events of a run take at most this much memory, or there is one of them at a time."""
+
+
+class Room:
+    """Places for the predictions of a pipeline, and arrays for a run of events.
+
+    Parameters
+    ----------
+    pipeline : Pipeline
+        Built, with learners and a guard that are compiled.
+
+    Attributes
+    ----------
+    places : Places
+    size : int
+        The most events of a run.
+    lot, path : Lot
+        The events for learners that mature by rows, and for those that mature by paths; the same
+        but for forecasts. Their outputs are shared.
+    guard_lot : GuardLot
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        spec, guard = pipeline.spec, pipeline.guard
+        assert spec is not None
+        assert isinstance(guard, CompiledGuard)
+        self.spec, self.guard = spec, guard
+        self.experts = len(pipeline.names)
+        self.kept = pipeline.intervals.kept
+        self.places = Places(
+            spec.window, spec.channels, spec.rows, spec.columns, self.experts,
+            self.kept + guard.n_aggregators, spec.embedding or 0,
+            len(pipeline.label_requests.blank()),
+        )  # fmt: skip
+        cells = spec.rows * spec.columns
+        each = 8 * cells * (self.experts + 8) + self.places.bytes_each
+        self.size = max(1, min(MOST_EVENTS, MOST_BYTES // each))
+        self._make_lots(spec)
+        self._make_judging(pipeline)
+        self._boxed_for: Any = None
+
+    def _make_lots(self, spec: Spec) -> None:
+        n, shape = self.size, (spec.rows, spec.columns)
+        kinds, keys, at = np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n, np.int64)
+        outputs = np.zeros((n, self.experts - 1, *shape))
+        boosts, places = np.ones(n), self.places
+        self._arrays = {
+            name: Lot(
+                kinds if name == "rows" else kinds.copy(), keys,
+                at if name == "rows" else at.copy(), places.windows, places.times,
+                places.embeddings, np.zeros((n, *shape)), np.zeros((n, *shape)),
+                np.zeros((n, *shape), np.bool_), np.ones(n), boosts, outputs,
+            )
+            for name in (("rows", "path") if spec.kind == "forecast" else ("rows",))
+        }  # fmt: skip
+        judged = 1 if self.guard.loss.row_wise else spec.columns
+        self._guard_lot = GuardLot(
+            kinds, at, np.zeros((n, spec.rows), np.int64), outputs, np.zeros((n, *shape)),
+            np.zeros((n, *shape), np.bool_), np.ones(n), np.zeros((n, self.experts)),
+            np.zeros((n, spec.rows, judged)), places.experts, places.own,
+        )  # fmt: skip
+
+    def _make_judging(self, pipeline: Pipeline) -> None:
+        health, scores, spec = pipeline.health, pipeline.scores, self.spec
+        assert health is not None
+        origin = spec.output_origin
+        self.judging = Judging(
+            health.state,
+            scores.room,
+            np.zeros((self.experts, spec.rows, spec.columns)),
+            np.zeros((self.guard.n_aggregators, spec.rows, spec.columns)),
+            np.zeros(spec.columns) if origin is None else origin.cpu().numpy(),
+            scores.sums,
+            scores.counts,
+            self.kept,
+        )
+        self.judging_box = boxed(self.judging)
+
+    @property
+    def lot(self) -> Lot:
+        """The events for learners that mature by rows."""
+        return self._arrays["rows"]
+
+    @property
+    def path(self) -> Lot:
+        """The events for learners that mature by paths."""
+        return self._arrays.get("path", self._arrays["rows"])
+
+    @property
+    def guard_lot(self) -> GuardLot:
+        """The events for health and guard."""
+        return self._guard_lot
+
+    def box(self) -> None:
+        """Hand the arrays to the kernels; again when the places have been replaced."""
+        places = self.places
+        if self._boxed_for is places.experts:
+            return
+        for name, lot in self._arrays.items():
+            self._arrays[name] = lot._replace(
+                windows=places.windows, times=places.times, embeddings=places.embeddings
+            )
+        self._guard_lot = self._guard_lot._replace(experts=places.experts, own=places.own)
+        self.lot_box = boxed_lot(self.lot)
+        self.path_box = self.lot_box if self.path is self.lot else boxed_lot(self.path)
+        self.guard_box = boxed(self._guard_lot)
+        self._boxed_for = places.experts

@@ -1,0 +1,126 @@
+"""A run of events through the learners, one after the other, and then through health and guard."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from streamadapt.guard.base import Mixture
+from streamadapt.guard.compiled import CompiledGuard
+from streamadapt.learners.compiled import CompiledLearner
+from streamadapt.learners.lots import ADAPT, LEARN
+from streamadapt.pipeline.lots.guard_loop import (
+    BAD_EXPERT,
+    BAD_MIXTURE,
+    BROKEN,
+    CODES,
+    DONE,
+    guard_loop,
+)
+from streamadapt.pipeline.lots.room import Room
+
+if TYPE_CHECKING:  # the pipeline imports this package
+    from streamadapt.pipeline.pipeline import Pipeline
+
+__all__ = ["Run"]
+
+
+class Run:
+    """Takes learners, health and guard of a pipeline through the first events of a room.
+
+    Parameters
+    ----------
+    pipeline : Pipeline
+    room : Room
+        Its arrays hold the events.
+    stop : int
+        How many there are.
+    """
+
+    def __init__(self, pipeline: Pipeline, room: Room, stop: int) -> None:
+        self.pipeline, self.room, self.stop = pipeline, room, stop
+        assert pipeline.health is not None
+        self.health = pipeline.health
+        room.box()
+
+    def learn(self) -> None:
+        """Take every learner through the events, and count its examples."""
+        stats, first = self.pipeline.stats, 0
+        for i, learner in enumerate(self.pipeline.learners):
+            self._take(i, 0, first)
+            lot = self.room.lot if learner.matures == "rows" else self.room.path
+            learned = int((lot.kinds[: self.stop] == LEARN).sum())
+            for name in learner.names if learned else ():
+                stats.updates[name]["ok"] += learned
+            first += len(learner.names)
+
+    def _take(self, i: int, start: int, first: int | None = None) -> None:
+        """Take learner i through the events from `start` on."""
+        learner = self.pipeline.learners[i]
+        assert isinstance(learner, CompiledLearner)
+        box = self.room.lot_box if learner.matures == "rows" else self.room.path_box
+        learner.run(box, start, self.stop, self.health.owner.index(i) if first is None else first)
+
+    def guard(self) -> None:
+        """Take health and guard through the events; a learner that is set back takes the rest
+        again."""
+        guard, start, seen = self.pipeline.guard, 0, -1
+        assert isinstance(guard, CompiledGuard)
+        loop = guard_loop(guard.steps)
+        self.pipeline.scores.load(self.pipeline.stats)
+        while True:
+            parts, count = guard.parts, self.health.count
+            found = loop.call(
+                self.room.guard_box, parts, self.room.judging_box, start, self.stop, seen
+            )
+            n, code = divmod(found, CODES)
+            complete = n + 1 if code == BROKEN else n
+            self._count_updates(start, complete)
+            start, seen = complete, -1
+            if code == BAD_EXPERT:
+                self._set_back_bad(n)
+                seen = n
+            elif code == BAD_MIXTURE:
+                self._serve_the_base(n)
+                start = n + 1
+            elif code == BROKEN:
+                self._set_back(np.flatnonzero(self.room.judging.room.broken), n + 1)
+            if self.health.count != count:
+                self.health.keep_snapshots()
+            if code == DONE:
+                break
+        self.pipeline.scores.store(self.pipeline.stats)
+
+    def _count_updates(self, start: int, stop: int) -> None:
+        learned = self.room.lot.kinds[start:stop] == LEARN
+        self.pipeline.keeper.count_updates(int(learned.sum()))
+
+    def _set_back_bad(self, n: int) -> None:
+        """Set learners back of which an expert predicted no number for entry n."""
+        lots = (self.room.lot, self.room.path)
+        kinds = [int(lot.kinds[n]) for lot in lots]
+        for lot in lots:
+            lot.kinds[n] = ADAPT  # it was predicted from the state before
+        self._set_back(np.flatnonzero(self.room.judging.room.broken), n)
+        for lot, kind in zip(lots, kinds, strict=True):
+            lot.kinds[n] = kind
+
+    def _set_back(self, experts: Any, start: int) -> None:
+        """Restore the learners of experts, and let them take the events from `start` on."""
+        health = self.health
+        fresh = [int(k) + 1 for k in experts if health.benched[k] == 0]
+        for k in experts:
+            health.set_back(int(k))
+        self.pipeline.count_restored(fresh)
+        for i in sorted({health.owner[int(k)] for k in experts}):
+            self._take(i, start)
+
+    def _serve_the_base(self, n: int) -> None:
+        """Note that the guard is broken, and serve the base for entry n."""
+        room, keeper = self.room, self.pipeline.keeper
+        at = int(room.lot.at[n])
+        mixture: Mixture = keeper.mix(room.places.experts[at], commit=True)
+        room.places.own[at, room.kept :] = mixture.aggregator_outputs
+        room.guard_lot.shares[n] = mixture.weights
+        room.guard_lot.scales[n] = keeper.scale()
