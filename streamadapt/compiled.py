@@ -234,7 +234,8 @@ class Kernel:
         self.function, self.name = function, name or function.__name__
         functools.update_wrapper(self, function)
         # From its first call on, the compiled function itself.
-        self.call: Callable[..., Any] = self._prepare if ENABLED else function
+        plain = np.errstate(all="ignore")(function)  # compiled code does not warn either
+        self.call: Callable[..., Any] = self._prepare if ENABLED else plain
 
     def __repr__(self) -> str:
         return f"Kernel({self.name})"

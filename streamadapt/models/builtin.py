@@ -6,13 +6,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from streamadapt.errors import ConfigError
 from streamadapt.models.contract import Base, BaseOutput, FrozenModel, Prior, TaskKind
-from streamadapt.models.features import feature_count, linear_features
+from streamadapt.models.features import feature_count
+from streamadapt.models.steps import (
+    BaseSteps,
+    LinearRoom,
+    LinearSettings,
+    NoSettings,
+    forward_kernel,
+    linear,
+    persistence,
+)
 from streamadapt.models.weights import read_tensors
 
 __all__ = ["Linear", "Persistence", "load_module"]
@@ -54,6 +64,11 @@ class Persistence(Base):
         """Return float64: the forecast repeats the input without rounding."""
         del far
         return torch.float64
+
+    def steps(self) -> BaseSteps:
+        """Return the compiled function, and what it works on."""
+        nothing = NoSettings(0)
+        return BaseSteps(persistence, nothing, nothing)
 
     def forward(self, inputs: Tensor) -> BaseOutput:
         """Repeat the last row."""
@@ -144,28 +159,30 @@ class Linear(Base):
         """Return float64 if float32 would lose changes of a channel, else float32."""
         return torch.float64 if far else torch.float32
 
+    def steps(self) -> BaseSteps:
+        """Return the compiled function, and what it works on."""
+        tensors = (self.weights, *(getattr(self, name) for name in _SCALING))
+        arrays = [tensor.detach().cpu().contiguous().numpy() for tensor in tensors]
+        kind = self.kind_of_task
+        settings = LinearSettings(
+            kind == "forecast", kind == "classification", self.subtract_last, *arrays
+        )
+        return BaseSteps(linear, settings, LinearRoom(np.zeros((self.window, len(arrays[1])))))
+
     def forward(self, inputs: Tensor) -> BaseOutput:
         """Predict; (window, channels) -> (rows, columns).
 
         With float64 inputs, everything is computed in float64.
         """
-        assert self.input_loc is not None
-        assert self.input_scale is not None
-        scaled = (inputs - self.input_loc) / self.input_scale
-        weights = self.weights.to(scaled.dtype)
-        if self.kind_of_task == "forecast":
-            if self.subtract_last:
-                x = linear_features(scaled, forecast=True)  # (C, window)
-                out = (x @ weights).T + scaled[-1]  # (rows, C)
-            else:
-                out = (scaled.T @ weights[:-1] + weights[-1]).T
-        else:
-            out = linear_features(scaled, forecast=False) @ weights  # (1, columns)
-        if self.kind_of_task == "classification":
-            return BaseOutput(torch.softmax(out, dim=-1))
-        assert self.output_loc is not None
-        assert self.output_scale is not None
-        return BaseOutput(out * self.output_scale + self.output_loc)
+        steps = self.steps()
+        settings = steps.settings
+        responses, channels = settings.weights.shape[1], len(settings.input_loc)
+        out = np.zeros((responses, channels) if settings.forecast else (1, responses))
+        far = inputs.dtype == torch.float64
+        window = np.array(inputs.detach().cpu().numpy(), np.float64)
+        forward_kernel(steps.predict)(settings, steps.room, far, window, out)
+        answer = torch.from_numpy(out if far else out.astype(np.float32))
+        return BaseOutput(answer.to(inputs.device))
 
     def save(self, path: Path) -> None:
         """Write weights, scaling and statistics as safetensors."""

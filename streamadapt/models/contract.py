@@ -16,6 +16,7 @@ from streamadapt.arguments import ShowsArguments
 from streamadapt.errors import ConfigError, ShapeError
 from streamadapt.models.origin import FLOAT32_MAX
 from streamadapt.models.own_settings import own_settings
+from streamadapt.models.steps import BaseSteps
 from streamadapt.models.turns import Turn
 from streamadapt.records import Mask
 
@@ -193,6 +194,10 @@ class Base(ShowsArguments, nn.Module, ABC):
         """
         del far
         return torch.float32
+
+    def steps(self) -> BaseSteps | None:
+        """Return the base as a compiled function, for lots; None: it is called for each window."""
+        return None
 
     def check(self, kind: TaskKind, window: int, rows: int, columns: int | None) -> None:
         """Raise `ConfigError` if the base was not made for such a task; `columns` is None if it is

@@ -14,8 +14,8 @@ from streamadapt.models.origin import FLOAT32_MAX
 from streamadapt.records import Array
 from streamadapt.tasks.event_clock import FADING, MOST, SURE, USUAL
 
-__all__ = ["CLIP", "FADE", "FIRST", "LIMIT", "RATE", "YOUNG", "Channels", "Clock", "take_entries",
-           "take_values"]  # fmt: skip
+__all__ = ["CLIP", "FADE", "FIRST", "LIMIT", "RATE", "YOUNG", "Arriving", "Channels", "Clock",
+           "take_entries", "take_values"]  # fmt: skip
 
 FIRST: Final = 10
 """The first statistics are medians over this number of entries; outliers among these entries are
@@ -138,41 +138,81 @@ def take_values(s: Any, values: Any, believed: Any) -> None:
                 s.limit[j] = LIMIT
 
 
-def _take_entries(c: Any, s: Any, values: Any, times: Any, last: Any, rows: Any, at: Any,
-                  raised: Any) -> int:  # fmt: skip
+class Arriving(NamedTuple):
+    """Entries that follow a window.
+
+    Attributes
+    ----------
+    values : ndarray, (entries, channels)
+    times : ndarray, (entries,), int64, ns
+    history : ndarray, (window + entries, channels), float64
+        First the window; the entries' values are written behind it, missing ones replaced.
+    history_times : ndarray, (window + entries,), int64, ns
+    last : ndarray, (channels,)
+        The last known values.
+    known : ndarray, (channels,), bool
+        Room.
+    raised : ndarray, (1,), int64
+        The number of entries that got the newest time instead of their own.
+    rows : ndarray, (entries,), int64
+        The place of each entry's prediction.
+    windows : ndarray, (places, window, channels), float32
+        The windows of the entries are written here, less the origin.
+    window_times : ndarray, (places, window), int64, ns
+    origin : ndarray, (channels,), float64
+    """
+
+    values: Array
+    times: Any
+    history: Array
+    history_times: Any
+    last: Array
+    known: Any
+    raised: Any
+    rows: Any
+    windows: Any
+    window_times: Any
+    origin: Array
+
+
+@compiled
+def write_window(a: Any, n: int) -> None:
+    """Write the window of entry n to its place."""
+    at = a.rows[n]
+    _, window, channels = a.windows.shape
+    for i in range(window):
+        a.window_times[at, i] = a.history_times[n + 1 + i]
+        for j in range(channels):
+            less = a.history[n + 1 + i, j] - a.origin[j]
+            less = min(max(less, -FLOAT32_MAX), FLOAT32_MAX)
+            a.windows[at, i, j] = np.float32(less)
+
+
+def _take_entries(c: Any, s: Any, a: Any) -> int:
     """Take plain entries in; return how many there are before the first that is not plain.
 
     Parameters
     ----------
     c : Clock
     s : Channels
-    values : ndarray, (entries, channels)
-    times : ndarray, (entries,), int64
-    last : ndarray, (channels,)
-        The last known values.
-    rows : ndarray, (window + entries, channels), float64
-        First the window; the entries' values are written behind it, missing ones replaced.
-    at : ndarray, (window + entries,), int64
-        The same of times.
-    raised : ndarray, (1,), int64
-        The number of entries that got the newest time instead of their own.
+    a : Arriving
     """
-    entries, channels = values.shape
-    window = rows.shape[0] - entries
-    known = np.zeros(channels, np.bool_)
+    entries, channels = a.values.shape
+    window = a.windows.shape[1]
     for n in range(entries):
-        if not (is_plain_time(c, times[n]) and are_plain_values(s, values[n])):
+        values = a.values[n]
+        if not (is_plain_time(c, a.times[n]) and are_plain_values(s, values)):
             return n
-        if take_time(c, times[n]):
-            raised[0] += 1
-        at[window + n] = c.numbers[0]
+        if take_time(c, a.times[n]):
+            a.raised[0] += 1
+        a.history_times[window + n] = c.numbers[0]
         for j in range(channels):
-            v = values[n, j]
-            known[j] = v == v
-            if known[j]:
-                last[j] = v
-            rows[window + n, j] = last[j]
-        take_values(s, values[n], known)
+            a.known[j] = values[j] == values[j]
+            if a.known[j]:
+                a.last[j] = values[j]
+            a.history[window + n, j] = a.last[j]
+        take_values(s, values, a.known)
+        write_window(a, n)
     return entries
 
 

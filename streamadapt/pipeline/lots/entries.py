@@ -10,11 +10,11 @@ import torch
 
 from streamadapt.models.contract import BaseOutput, Spec
 from streamadapt.models.device import is_fatal
-from streamadapt.models.origin import less_origin
+from streamadapt.models.steps import LotOfWindows, answer_loop
+from streamadapt.pipeline.lots.room import Room
 from streamadapt.pipeline.origin import finite_output
-from streamadapt.pipeline.taking import Channels, Clock, take_entries
+from streamadapt.pipeline.taking import Arriving, Channels, Clock, take_entries
 from streamadapt.records import Array, Entry
-from streamadapt.tasks.places import Places
 
 if TYPE_CHECKING:  # the pipeline imports this package
     from streamadapt.pipeline.pipeline import Pipeline
@@ -23,42 +23,44 @@ __all__ = ["Entries"]
 
 
 class Entries:
-    """Entries that follow what a pipeline has seen; nothing changes before `commit`.
+    """Entries that follow what a pipeline has seen; nothing but places changes before `commit`.
 
     Parameters
     ----------
     pipeline : Pipeline
+    room : Room
     entries : sequence of Entry
         Of the right width.
 
     Attributes
     ----------
     count : int
-        How many of them are plain; the others are left out.
+        How many of them are plain, and have an answer of the base; the others are left out.
+    rows : ndarray, (entries,), int64
+        The places of their predictions.
     values : ndarray, (entries, channels), float64
     times : ndarray, (entries,), int64, ns
-        The event times that the plain ones get.
+        The event times that they get.
     """
 
-    def __init__(self, pipeline: Pipeline, entries: Sequence[Entry]) -> None:
-        self.pipeline = pipeline
-        window = pipeline.task.window
-        assert window is not None
-        self.length, channels = window.values.shape
-        self.values = np.empty((len(entries), channels))
-        for i, entry in enumerate(entries):
-            self.values[i] = entry.values
+    def __init__(self, pipeline: Pipeline, room: Room, entries: Sequence[Entry]) -> None:
+        self.pipeline, self.room, self.count = pipeline, room, len(entries)
+        self.values = np.array([entry.values for entry in entries], np.float64)
         self.own_times = np.array([entry.time for entry in entries], np.int64)
-        self.count = len(entries)
+        room.places.reserve(len(entries))
+        self.rows = np.array([room.places.take() for _ in entries], np.int64)
         self._take()
+        self.shorten(self._ask_base())
 
     def _take(self) -> None:
         """Take in as many as are plain, on copies of the pipeline's state."""
-        task, n, length = self.pipeline.task, self.count, self.length
+        task, n, room = self.pipeline.task, self.count, self.room
         window, clock = task.window, task.clock
         assert window is not None
-        self.rows, self.at = np.empty((length + n, self.values.shape[1])), np.empty(length + n, np.int64)
-        self.rows[:length], self.at[:length] = window.values, window.times
+        length, channels = window.values.shape
+        self.history = np.empty((length + n, channels))
+        self.history_times = np.empty(length + n, np.int64)
+        self.history[:length], self.history_times[:length] = window.values, window.times
         self.clock = Clock(
             np.array(clock.numbers, np.int64),
             np.array((clock.max_behind_ns, clock.max_ahead_ns), np.int64),
@@ -66,22 +68,24 @@ class Entries:
         self.channels = Channels(*(array.copy() for array in self.pipeline.screen.channels))
         self.last, self.raised = window.last.copy(), np.zeros(1, np.int64)
         self.count = take_entries(
-            self.clock, self.channels, self.values[:n], self.own_times[:n], self.last,
-            self.rows, self.at, self.raised,
+            self.clock,
+            self.channels,
+            Arriving(
+                self.values[:n], self.own_times[:n], self.history, self.history_times, self.last,
+                room.known, self.raised, self.rows, room.places.windows, room.places.times,
+                room.input_origin,
+            ),
         )  # fmt: skip
-        self.times = self.at[length : length + self.count]
+        self.times = self.history_times[length : length + self.count]
 
     def shorten(self, count: int) -> None:
         """Leave out all entries but the first `count`."""
         if count < self.count:
             self.count = count
             self._take()
-
-    def windows(self) -> Any:
-        """Return a view of the windows, (entries, window, channels), float64."""
-        seen = self.rows[1 : self.length + self.count]
-        found = np.lib.stride_tricks.sliding_window_view(seen, self.length, axis=0)
-        return found.transpose(0, 2, 1)
+        for row in self.rows[self.count :].tolist():
+            self.room.places.release(row)
+        self.rows = self.rows[: self.count]
 
     def commit(self) -> None:
         """Let the pipeline have seen the entries."""
@@ -93,41 +97,46 @@ class Entries:
             clock.counts["raised"] += int(self.raised[0])
         for array, found in zip(pipeline.screen.channels, self.channels, strict=True):
             array[...] = found
-        window.values, window.times = self.rows[n : n + self.length], self.at[n : n + self.length]
+        newest = slice(n, n + len(window.values))
+        window.values, window.times = self.history[newest], self.history_times[newest]
         window.last = self.last
         window.count += n
         pipeline.scales.entries += n
 
-    def ask_base(self, places: Places, rows: Sequence[int]) -> int:
-        """Write windows and the base's outputs to places; return how many entries have an answer
-        before the first without one."""
-        spec = self.pipeline.spec
-        assert spec is not None
-        windows, origin = self.windows(), spec.input_origin
-        places.windows[rows] = less_origin(windows, None if origin is None else origin.numpy())
-        at = np.lib.stride_tricks.sliding_window_view(self.at[1:], self.length)
-        places.times[rows] = at[: self.count]
-        for i, row in enumerate(rows):
-            answer = self._answer(windows[i], spec)
+    # -- the base
+
+    def _ask_base(self) -> int:
+        """Write the base's outputs to places; return how many entries have one, before the first
+        that has none."""
+        spec, room = self.room.spec, self.room
+        steps, rows = self.room.base_steps(), self.rows[: self.count]
+        far = spec.input_origin is not None or spec.output_origin is not None
+        if steps is not None:
+            lot = LotOfWindows(
+                self.history, spec.window, rows, room.places.experts, room.places.bases,
+                room.judging.origin, room.answer,
+            )  # fmt: skip
+            found: int = answer_loop(steps.predict)(steps.settings, steps.room, far, lot)
+            return found
+        dtype = self.pipeline.base.input_dtype(far=far)
+        for i, row in enumerate(rows.tolist()):
+            window = self.history[i + 1 : i + 1 + spec.window]
+            answer = self._answer(torch.tensor(window, dtype=dtype), spec)
             if answer is None:
                 return i
             exact, base = answer
-            places.experts[row, 0] = exact
-            places.bases[row] = base.output.numpy()
+            room.places.experts[row, 0], room.places.bases[row] = exact, base.output.numpy()
             if base.embedding is not None:
-                places.embeddings[row] = base.embedding.numpy()
+                room.places.embeddings[row] = base.embedding.numpy()
         return len(rows)
 
-    def _answer(self, window: Array, spec: Spec) -> tuple[Array, BaseOutput] | None:
+    def _answer(self, inputs: Any, spec: Spec) -> tuple[Array, BaseOutput] | None:
         """Return the base's output, exact and as learners get it; None if it has none, or not
         every number of it."""
         pipeline = self.pipeline
-        far = spec.input_origin is not None or spec.output_origin is not None
-        dtype = pipeline.base.input_dtype(far=far)
         try:
             with torch.no_grad():
-                given = torch.tensor(np.ascontiguousarray(window), dtype=dtype)
-                output = pipeline.checked_output(pipeline.base(given), spec)
+                output = pipeline.checked_output(pipeline.base(inputs), spec)
                 exact, base, silent = finite_output(output, spec)
         except Exception as error:
             if is_fatal(error):

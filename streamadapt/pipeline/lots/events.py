@@ -169,7 +169,8 @@ class ForecastEvents(LotEvents):
     def __init__(self, room: Room, task: Forecast, values: Array) -> None:
         super().__init__(room)
         self.task = task
-        self.actual = np.concatenate([*(row[None] for row in task.actual), values])
+        before = np.reshape(task.actual, (len(task.actual), room.spec.columns))
+        self.actual = np.concatenate([before, values.reshape(-1, room.spec.columns)])
         self.before = len(task.actual)
         for i, issued in enumerate(task.issued):
             if not isinstance(issued, Place) or issued.places is not room.places:

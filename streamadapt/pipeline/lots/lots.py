@@ -39,13 +39,18 @@ class Lots:
     Parameters
     ----------
     pipeline : Pipeline
+
+    Attributes
+    ----------
+    allowed : bool
+        False: every item is taken alone, for tests that compare the two.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
         self._room: Room | None = None
         self._made_for: tuple[Any, ...] = ()
-        self._suits = self._parts_suit()
+        self.allowed = True
 
     def _parts_suit(self) -> bool:
         """Whether all parts of the pipeline can take a lot."""
@@ -54,9 +59,10 @@ class Lots:
             type(task) in (Supervised, Forecast)
             and getattr(task, "negative_after", None) is None
             and pipeline.panel is None
-            and isinstance(pipeline.guard, CompiledGuard)
+            and _is_as_made(pipeline.guard, CompiledGuard, ("mix", "update", "scale"))
             and all(
-                isinstance(learner, CompiledLearner) and not learner.signal_names
+                _is_as_made(learner, CompiledLearner, ("predict", "learn", "adapt"))
+                and not learner.signal_names
                 for learner in pipeline.learners
             )
         )
@@ -67,9 +73,10 @@ class Lots:
         doubt."""
         pipeline, task = self.pipeline, self.pipeline.task
         return (
-            self._suits
+            self.allowed
             and pipeline.spec is not None
             and pipeline.settled
+            and self._parts_suit()
             and task.clock.plain
             and pipeline.screen.plain
             and task.window is not None
@@ -104,20 +111,14 @@ class Lots:
             return 0, []
         room, plain = self.room(), self._plain(items)
         entries = [item for item in plain if isinstance(item, Entry)]
-        taken = Entries(self.pipeline, entries) if entries else None
         room.places.recycle()
-        room.places.reserve(len(entries))
-        rows = [room.places.take() for _ in range(0 if taken is None else taken.count)]
+        taken = Entries(self.pipeline, room, entries) if entries else None
+        count, events, refused = self._match(plain, taken)
         if taken is not None:
-            taken.shorten(taken.ask_base(room.places, rows))
-        items_taken, events, refused = self._match(plain, taken, rows)
-        for row in rows[events.entries :]:
-            room.places.release(row)
-        if taken is not None and events.entries:
             taken.shorten(events.entries)
             taken.commit()
         self._run(events, predictions)
-        return items_taken, refused
+        return count, refused
 
     def _plain(self, items: Sequence[Any]) -> list[Entry | Label]:
         """Return the first items, in the pipeline's types, that can be taken without a refusal of
@@ -144,7 +145,7 @@ class Lots:
         return found
 
     def _match(
-        self, items: Sequence[Entry | Label], taken: Entries | None, rows: Sequence[int]
+        self, items: Sequence[Entry | Label], taken: Entries | None
     ) -> tuple[int, LotEvents, Refused]:
         """Match labels and entries; return how many items there are before the first that is not
         plain, their events, and the labels that were refused."""
@@ -152,6 +153,8 @@ class Lots:
         assert isinstance(task, Supervised | Forecast)
         count = 0 if taken is None else taken.count
         values = np.zeros((0, 0)) if taken is None else taken.values[:count]
+        rows = [] if taken is None else taken.rows.tolist()
+        times = [] if taken is None else taken.times.tolist()
         events, refused = events_of(self.room(), task, values), []
         for i, item in enumerate(items):
             if isinstance(item, Label):
@@ -165,8 +168,7 @@ class Lots:
             n = events.entries
             if n == count:
                 return i, events, refused
-            assert taken is not None
-            events.take_entry(Predicted(i, item, rows[n], int(taken.times[n])))
+            events.take_entry(Predicted(i, item, rows[n], times[n]))
             events.entries += 1
         return len(items), events, refused
 
@@ -189,3 +191,11 @@ class Lots:
                 predictions += Tell(pipeline, room, events.events[first:stop]).predictions()
             first = stop
         pipeline.stats.pending = pipeline.task.pending
+
+
+def _is_as_made(part: object, made: type, methods: Sequence[str]) -> bool:
+    """Return whether a part is a `made` whose methods are not replaced: kernels stand for them."""
+    return isinstance(part, made) and all(
+        getattr(type(part), name) is getattr(made, name) and name not in vars(part)
+        for name in methods
+    )

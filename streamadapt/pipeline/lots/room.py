@@ -10,6 +10,7 @@ from streamadapt.guard.compiled import CompiledGuard
 from streamadapt.learners.compiled import boxed as boxed_lot
 from streamadapt.learners.lots import Lot
 from streamadapt.models.contract import Spec
+from streamadapt.models.steps import BaseSteps
 from streamadapt.pipeline.lots.guard_loop import GuardLot, Judging, boxed
 from streamadapt.tasks.places import Places
 
@@ -46,7 +47,11 @@ class Room:
         spec, guard = pipeline.spec, pipeline.guard
         assert spec is not None
         assert isinstance(guard, CompiledGuard)
-        self.spec, self.guard = spec, guard
+        self.spec, self.guard, self.base = spec, guard, pipeline.base
+        origin = spec.input_origin
+        self.input_origin = np.zeros(spec.channels) if origin is None else origin.cpu().numpy()
+        self.known = np.zeros(spec.channels, np.bool_)
+        self.answer = np.zeros((spec.rows, spec.columns))
         self.experts = len(pipeline.names)
         self.kept = pipeline.intervals.kept
         self.places = Places(
@@ -112,6 +117,15 @@ class Room:
     def guard_lot(self) -> GuardLot:
         """The events for health and guard."""
         return self._guard_lot
+
+    def base_steps(self) -> BaseSteps | None:
+        """Return the base as a compiled function; None if it is none, or its `forward` was
+        replaced."""
+        base = self.base
+        both = ("forward", "steps")
+        last = next(kind for kind in type(base).__mro__ if any(name in vars(kind) for name in both))
+        own = "steps" not in vars(last) or "forward" in vars(base) or base._forward_hooks
+        return None if own else base.steps()
 
     def box(self) -> None:
         """Hand the arrays to the kernels; again when the places have been replaced."""
