@@ -12,6 +12,8 @@ from streamadapt.config.registry import kinds
 from streamadapt.guard.two_layer import TwoLayer
 from streamadapt.learners.compiled import CompiledLearner
 from streamadapt.models.contract import Spec
+from streamadapt.pipeline.label_requests import LabelRequests
+from streamadapt.tasks import Matured, Supervised
 from streamadapt.tasks.losses import Absolute
 
 __all__ = ["pieces", "warm"]
@@ -40,6 +42,7 @@ def warm(show: Callable[[str, int, int], None]) -> int:
 def pieces() -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield what uses kernels, by name, with a call that compiles or loads them."""
     yield "the guard", _guard
+    yield "loss estimates", _estimates
     for kind, point in sorted(kinds("learners").items()):
         made = point.load()
         if isinstance(made, type) and issubclass(made, CompiledLearner):
@@ -62,6 +65,16 @@ def _guard() -> None:
     mixture = guard.mix(experts)
     known = np.ones((1, 1), np.bool_)
     guard.update(experts, mixture.aggregator_outputs, np.zeros((1, 1)), known)
+
+
+def _estimates() -> None:
+    for task in (Supervised(), Supervised(classes=2)):
+        columns = task.columns(1)
+        experts, one = np.ones((2, 1, columns)), np.ones((1, columns))
+        requests = LabelRequests(task)
+        note = requests.record(experts, one[:1], one, commit=True)
+        row: Any = None
+        requests.learn(Matured(row, row, experts, experts, one, one > 0.0, note=note))
 
 
 def _spec(kind: Any) -> Spec:

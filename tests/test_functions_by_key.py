@@ -1,0 +1,130 @@
+"""What follows the guard, as functions on arrays by key: a compiled loop over many events of
+several keys gives the bits of the classes, event by event; so does the loop in plain Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+from streamadapt.compiled import Kernel
+from streamadapt.pipeline.label_requests import LabelRequests, put_sums, sums_of
+from streamadapt.pipeline.stats import Stats
+from streamadapt.tasks import Matured, Supervised, Task
+from streamadapt.tasks.estimate_kernels import count_estimated, label_step
+from streamadapt.tasks.loss_kernels import loss_settings
+
+KEYS, EVENTS = 3, 200
+TURNS = np.arange(EVENTS) % KEYS
+EXPERTS, COLUMNS = 4, 3
+TASKS: dict[str, Callable[[], Task]] = {
+    "absolute": lambda: Supervised(outputs=COLUMNS),
+    "squared": lambda: Supervised(outputs=COLUMNS, loss="squared"),
+    "log": lambda: Supervised(classes=COLUMNS),
+}
+
+
+def by_key(state: Any) -> Any:
+    """Return a state of one key as one of `KEYS`."""
+    if isinstance(state, np.ndarray):
+        return np.repeat(state, KEYS, axis=0)
+    return type(state)(*(by_key(part) for part in state))
+
+
+def arrays_of(state: Any) -> list[Any]:
+    if isinstance(state, np.ndarray):
+        return [state]
+    return [array for part in state for array in arrays_of(part)]
+
+
+def assert_same_state(state: Any, ones: list[Any]) -> None:
+    """Assert that each key has the bits of a state of its own."""
+    for key, one in enumerate(ones):
+        for mine, its in zip(arrays_of(state), arrays_of(one), strict=True):
+            assert np.array_equal(mine[key], its[0], equal_nan=True)
+
+
+def both(kernel: Kernel) -> list[Any]:
+    """The kernel as compiled code, and as plain Python."""
+    return [kernel, kernel.function]
+
+
+def predictions_of(task: Task, *, rows: int = 1) -> tuple[Any, Any, Any, Any]:
+    """Return experts, target, mask and weights of all events: outliers, unknown cells, a base
+    without a prediction."""
+    rng = np.random.default_rng(0)
+    cells = (EVENTS, rows, COLUMNS)
+    mask = rng.random(cells) < 0.8
+    mask[::9] = False
+    if task.kind == "classification":
+        target = np.eye(COLUMNS)[rng.integers(COLUMNS, size=cells[:2])]
+        experts = rng.dirichlet(np.ones(COLUMNS), size=(EVENTS, EXPERTS, rows))
+        mask[1::2] = True
+    else:
+        target = rng.normal(size=cells)
+        experts = target[:, None] + rng.normal(size=(EVENTS, EXPERTS, rows, COLUMNS))
+        experts[60:63] *= 1e9
+        experts[90:93, 0] = np.nan
+        mask[90:93] = False
+        target = np.where(mask, target, np.nan)
+    return experts, target, mask, np.tile([1.0, 0.5, 3.0, 0.0], EVENTS // 4)
+
+
+# -- loss estimates
+
+
+@cache
+def estimate_loop(estimate: Any, learn: Any) -> Kernel:
+    step = label_step(learn)
+
+    def run(loss: Any, p: Any, s: Any, keys: Any, w: Any, sums: Any, experts: Any,
+            served: Any, scale: Any, unit: Any, target: Any, mask: Any, asked: Any, weights: Any,
+            out: Any) -> None:  # fmt: skip
+        for e in range(keys.shape[0]):
+            key = keys[e]
+            estimate(p, s, key, w, experts[e], served[e], scale[e], unit[e], out[e])
+            count_estimated(sums, key, out[e])
+            step(loss, p, s, key, w, sums, experts[e, 0, 0], served[e, 0], target[e, 0],
+                 mask[e, 0], asked[e], out[e], weights[e])  # fmt: skip
+
+    return Kernel(run)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_loss_estimates(name: str) -> None:
+    task = TASKS[name]()
+    experts, target, mask, weights = predictions_of(task)
+    served, scale = experts.mean(axis=1), np.full((EVENTS, 1, COLUMNS), 0.7)
+    if name == "log":
+        scale = scale[:, :, :1] * 0.0 + 1.0
+    unit = task.loss.length_of(scale)
+    asked = np.where(np.arange(EVENTS) % 5 == 0, 0.3, 0.0)
+    ones = [LabelRequests(task) for _ in range(KEYS)]
+    notes = []
+    for e, key in enumerate(TURNS):
+        one, issued = ones[key], np.stack([experts[e, 1], served[e]])
+        notes.append(one.record(experts[e], served[e], scale[e], commit=True))
+        made: Any = (None, None, experts[e], issued, target[e], mask[e])
+        one.learn(Matured(*made, weight=weights[e], note=notes[-1]))
+    first = LabelRequests(task)
+    estimate = first.estimate
+    assert estimate is not None
+    for run in both(
+        estimate_loop(estimate.steps.estimate.function, estimate.steps.learn.function)
+    ):
+        state, sums = by_key(estimate.state), by_key(sums_of(Stats(), first.measures))
+        out, room = np.zeros((EVENTS, estimate.length)), estimate.room(EXPERTS, COLUMNS)
+        with np.errstate(all="ignore"):
+            run(loss_settings(task.loss), estimate.settings, state, TURNS, room, sums, experts,
+                served, scale, unit, target, mask, asked, weights, out)  # fmt: skip
+        assert np.array_equal(out, notes, equal_nan=True)
+        assert_same_state(state, [one.estimate.state for one in ones if one.estimate])
+        for key, one in enumerate(ones):
+            stats = Stats()
+            put_sums(stats, first.measures, type(sums)(*(each[key : key + 1] for each in sums)))
+            for field in ("estimated", "foreseen", "seen", "estimated_count", "seen_count"):
+                assert getattr(stats, field) == getattr(one.stats, field)
+            assert stats.asked_weight > 0.0
