@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 
 from streamadapt.compiled import Kernel
+from streamadapt.guard.base import Mixture
+from streamadapt.pipeline import interval_kernels
+from streamadapt.pipeline.intervals import Intervals
 from streamadapt.pipeline.label_requests import LabelRequests, put_sums, sums_of
 from streamadapt.pipeline.stats import Stats
 from streamadapt.tasks import Matured, Supervised, Task
@@ -20,6 +23,7 @@ from streamadapt.tasks.loss_kernels import loss_settings
 KEYS, EVENTS = 3, 200
 TURNS = np.arange(EVENTS) % KEYS
 EXPERTS, COLUMNS = 4, 3
+DELAY = 4
 TASKS: dict[str, Callable[[], Task]] = {
     "absolute": lambda: Supervised(outputs=COLUMNS),
     "squared": lambda: Supervised(outputs=COLUMNS, loss="squared"),
@@ -128,3 +132,43 @@ def test_loss_estimates(name: str) -> None:
             for field in ("estimated", "foreseen", "seen", "estimated_count", "seen_count"):
                 assert getattr(stats, field) == getattr(one.stats, field)
             assert stats.asked_weight > 0.0
+
+
+# -- intervals
+
+
+def _interval_loop() -> Kernel:
+    def run(p: Any, s: Any, keys: Any, served: Any, target: Any, mask: Any, weights: Any,
+            counts: Any, kept: Any) -> None:  # fmt: skip
+        for e in range(keys.shape[0]):
+            interval_kernels.issue(p, s, keys[e], served[e], kept[e])
+            if e >= DELAY:  # a target is known after this many predictions
+                at = e - DELAY
+                interval_kernels.learn(p, s, keys[at], kept[at], target[at], mask[at],
+                                       weights[at], counts)  # fmt: skip
+
+    return Kernel(run)
+
+
+def test_intervals() -> None:
+    experts, target, mask, weights = predictions_of(TASKS["absolute"](), rows=2)
+    served = experts.mean(axis=1)
+    first = Intervals(0.8)
+    ones, stats = [Intervals(0.8) for _ in range(KEYS)], [Stats() for _ in range(KEYS)]
+    issued = []
+    for e, key in enumerate(TURNS):
+        issued.append(ones[key].issue(Mixture(served[e], served[e : e + 1], weights)))
+        if e >= DELAY:
+            at = e - DELAY
+            made: Any = (None, None, experts[at], issued[at], target[at], mask[at])
+            one = Matured(*made, weight=weights[at])
+            (rest,) = ones[TURNS[at]].learn([one], stats[TURNS[at]])
+            assert np.array_equal(rest.aggregator_outputs, served[at : at + 1], equal_nan=True)
+    for run in both(_interval_loop()):
+        state = interval_kernels.empty_intervals(KEYS, (2, COLUMNS), first.first)
+        counts, kept = np.zeros((KEYS, 2), np.int64), np.zeros((EVENTS, 3, 2, COLUMNS))
+        run(first.settings, state, TURNS, served, target, mask, weights, counts, kept)
+        assert np.array_equal(kept, np.stack(issued)[:, :3], equal_nan=True)
+        assert_same_state(state, [one.state for one in ones])
+        assert counts.tolist() == [[one.interval_cells, one.interval_hits] for one in stats]
+        assert counts.min() > 20

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from streamadapt.config.registry import kinds
+from streamadapt.guard.base import Mixture
 from streamadapt.guard.two_layer import TwoLayer
 from streamadapt.learners.compiled import CompiledLearner
 from streamadapt.models.contract import Spec
+from streamadapt.pipeline.intervals import Intervals
 from streamadapt.pipeline.label_requests import LabelRequests
+from streamadapt.pipeline.stats import Stats
 from streamadapt.tasks import Matured, Supervised
 from streamadapt.tasks.losses import Absolute
 
@@ -43,6 +46,7 @@ def pieces() -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield what uses kernels, by name, with a call that compiles or loads them."""
     yield "the guard", _guard
     yield "loss estimates", _estimates
+    yield "intervals", _intervals
     for kind, point in sorted(kinds("learners").items()):
         made = point.load()
         if isinstance(made, type) and issubclass(made, CompiledLearner):
@@ -75,6 +79,12 @@ def _estimates() -> None:
         note = requests.record(experts, one[:1], one, commit=True)
         row: Any = None
         requests.learn(Matured(row, row, experts, experts, one, one > 0.0, note=note))
+
+
+def _intervals() -> None:
+    intervals, one, row = Intervals(), np.ones((1, 1)), cast(Any, None)
+    kept = intervals.issue(Mixture(one, one[None], one[0]))
+    intervals.learn([Matured(row, row, one[None], kept, one, one > 0.0)], Stats())
 
 
 def _spec(kind: Any) -> Spec:
