@@ -16,9 +16,10 @@ from streamadapt.pipeline import interval_kernels
 from streamadapt.pipeline.intervals import Intervals
 from streamadapt.pipeline.label_requests import LabelRequests, put_sums, sums_of
 from streamadapt.pipeline.stats import Stats
-from streamadapt.tasks import Matured, Supervised, Task
+from streamadapt.tasks import Matured, Supervised, Task, outlier_kernels
 from streamadapt.tasks.estimate_kernels import count_estimated, label_step
 from streamadapt.tasks.loss_kernels import loss_settings
+from streamadapt.tasks.outliers import LabelOutliers
 
 KEYS, EVENTS = 3, 200
 TURNS = np.arange(EVENTS) % KEYS
@@ -172,3 +173,38 @@ def test_intervals() -> None:
         assert_same_state(state, [one.state for one in ones])
         assert counts.tolist() == [[one.interval_cells, one.interval_hits] for one in stats]
         assert counts.min() > 20
+
+
+# -- outliers among labels
+
+
+def _outlier_loop() -> Kernel:
+    def run(p: Any, s: Any, keys: Any, w: Any, labels: Any, errors: Any, levels: Any,
+            outliers: Any) -> None:  # fmt: skip
+        for e in range(keys.shape[0]):
+            outlier_kernels.judge(p, s, keys[e], w, labels[e], errors[e], levels[e], outliers[e])
+
+    return Kernel(run)
+
+
+@pytest.mark.parametrize("unit", [None, np.array([1.0, 0.5, 2.0])], ids=["unscaled", "scaled"])
+def test_outliers_among_labels(unit: Any) -> None:
+    rng = np.random.default_rng(2)
+    base = rng.normal(size=(EVENTS, COLUMNS))
+    labels = base + rng.normal(size=(EVENTS, COLUMNS))
+    labels[rng.random((EVENTS, COLUMNS)) < 0.1] *= 1e6
+    labels[rng.random((EVENTS, COLUMNS)) < 0.2] = np.nan
+    labels[120:180] += 1e5  # a change of the stream
+    errors = np.abs(labels - base)
+    ones = [LabelOutliers(COLUMNS, 20.0) for _ in range(KEYS)]
+    for one in ones:
+        one.unit = unit
+    found = [ones[TURNS[e]].outliers(labels[e], errors[e], base[e]) for e in range(EVENTS)]
+    for run in both(_outlier_loop()):
+        state = outlier_kernels.empty_outliers(KEYS, COLUMNS)
+        outliers, room = np.zeros((EVENTS, COLUMNS), np.bool_), outlier_kernels.outlier_room()
+        run(ones[0].settings, state, TURNS, room, labels, errors, np.abs(base), outliers)
+        assert np.array_equal(outliers, found)
+        assert_same_state(state, [one.state for one in ones])
+        assert 20 < outliers.sum() < 0.5 * outliers.size
+        assert state.changed.all()

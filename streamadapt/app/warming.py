@@ -18,6 +18,7 @@ from streamadapt.pipeline.label_requests import LabelRequests
 from streamadapt.pipeline.stats import Stats
 from streamadapt.tasks import Matured, Supervised
 from streamadapt.tasks.losses import Absolute
+from streamadapt.tasks.outliers import LabelOutliers
 
 __all__ = ["pieces", "warm"]
 
@@ -47,6 +48,7 @@ def pieces() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "the guard", _guard
     yield "loss estimates", _estimates
     yield "intervals", _intervals
+    yield "outliers", _outliers
     for kind, point in sorted(kinds("learners").items()):
         made = point.load()
         if isinstance(made, type) and issubclass(made, CompiledLearner):
@@ -85,6 +87,10 @@ def _intervals() -> None:
     intervals, one, row = Intervals(), np.ones((1, 1)), cast(Any, None)
     kept = intervals.issue(Mixture(one, one[None], one[0]))
     intervals.learn([Matured(row, row, one[None], kept, one, one > 0.0)], Stats())
+
+
+def _outliers() -> None:
+    LabelOutliers(1, 100.0).outliers(np.ones(1), np.ones(1))
 
 
 def _spec(kind: Any) -> Spec:
