@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 
 from streamadapt.compiled import Kernel
+from streamadapt.drift import signal_kernels
+from streamadapt.drift.signal_kernels import SignalSettings
+from streamadapt.drift.signals import UsualError
 from streamadapt.guard.base import Mixture
 from streamadapt.pipeline import interval_kernels
 from streamadapt.pipeline.intervals import Intervals
@@ -208,3 +211,39 @@ def test_outliers_among_labels(unit: Any) -> None:
         assert_same_state(state, [one.state for one in ones])
         assert 20 < outliers.sum() < 0.5 * outliers.size
         assert state.changed.all()
+
+
+# -- signals for drift detectors
+
+
+def _signal_loop() -> Kernel:
+    def run(p: Any, s: Any, keys: Any, w: Any, experts: Any, target: Any, mask: Any, one: Any,
+            out: Any) -> None:  # fmt: skip
+        for e in range(keys.shape[0]):
+            signal_kernels.signals(p, s, keys[e], w, experts[e, 0], target[e], mask[e], one)
+            judged = one.losses.shape[0]
+            for i in range(3):
+                out[e, i] = one.means[i]
+            for j in range(judged):
+                out[e, 3 + j], out[e, 3 + judged + j] = one.losses[j], one.residuals[j]
+
+    return Kernel(run)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_signals(name: str) -> None:
+    task, judged = TASKS[name](), 1 if name == "log" else COLUMNS
+    experts, target, mask, _ = predictions_of(task, rows=2)
+    ones = [UsualError() for _ in range(KEYS)]
+    found = []
+    for e, key in enumerate(TURNS):
+        one = ones[key].signals(experts[e, 0], target[e], mask[e], task.loss, task.kind)
+        found.append(np.concatenate(one))
+    settings = SignalSettings(loss_settings(task.loss), task.kind == "classification")
+    for run in both(_signal_loop()):
+        state, out = signal_kernels.empty_usual(KEYS, 2, COLUMNS), np.zeros_like(found)
+        room, one = signal_kernels.signal_room(2, judged), signal_kernels.empty_signals(judged)
+        run(settings, state, TURNS, room, experts, target, mask, one, out)
+        assert np.array_equal(out, found, equal_nan=True)
+        assert_same_state(state, [one.state for one in ones])
+        assert np.isfinite(out).mean() > 0.4

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from streamadapt.config.registry import kinds
+from streamadapt.drift.signals import UsualError
 from streamadapt.guard.base import Mixture
 from streamadapt.guard.two_layer import TwoLayer
 from streamadapt.learners.compiled import CompiledLearner
@@ -49,6 +50,7 @@ def pieces() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "loss estimates", _estimates
     yield "intervals", _intervals
     yield "outliers", _outliers
+    yield "signals", _signals
     for kind, point in sorted(kinds("learners").items()):
         made = point.load()
         if isinstance(made, type) and issubclass(made, CompiledLearner):
@@ -91,6 +93,11 @@ def _intervals() -> None:
 
 def _outliers() -> None:
     LabelOutliers(1, 100.0).outliers(np.ones(1), np.ones(1))
+
+
+def _signals() -> None:
+    one = np.ones((1, 1))
+    UsualError().signals(one, one, one > 0.0, Absolute(), "regression")
 
 
 def _spec(kind: Any) -> Spec:
