@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import torch
 
 from streamadapt.config.registry import kinds
+from streamadapt.drift.compiled import COMPILED
+from streamadapt.drift.monitor import DriftMonitor
 from streamadapt.drift.signals import UsualError
 from streamadapt.guard.base import Mixture
 from streamadapt.guard.two_layer import TwoLayer
@@ -51,6 +54,8 @@ def pieces() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "intervals", _intervals
     yield "outliers", _outliers
     yield "signals", _signals
+    for name in COMPILED:
+        yield f"the detector {name}", partial(_detector, name)
     for kind, point in sorted(kinds("learners").items()):
         made = point.load()
         if isinstance(made, type) and issubclass(made, CompiledLearner):
@@ -98,6 +103,10 @@ def _outliers() -> None:
 def _signals() -> None:
     one = np.ones((1, 1))
     UsualError().signals(one, one, one > 0.0, Absolute(), "regression")
+
+
+def _detector(name: Any) -> None:
+    DriftMonitor(name).update(1.0)
 
 
 def _spec(kind: Any) -> Spec:
