@@ -90,8 +90,9 @@ def test_losses_are_regressed_on_disagreement() -> None:
     x, y = np.array(features[1:]), np.array(targets[1:])
     decayed = 0.999 ** np.arange(len(y))[::-1]
     oracle = LinearRegression().fit(x, y, sample_weight=decayed)
-    np.testing.assert_allclose(estimate.weights[0], [oracle.intercept_, *oracle.coef_], atol=0.03)
-    assert estimate.weights[0][1] == pytest.approx(np.sqrt(2.0 / np.pi), abs=0.15)
+    weights = estimate.state_dict()["weights"][0]
+    np.testing.assert_allclose(weights, [oracle.intercept_, *oracle.coef_], atol=0.03)
+    assert weights[1] == pytest.approx(np.sqrt(2.0 / np.pi), abs=0.15)
     late = np.array(found[500:])
     assert np.mean(late) == pytest.approx(np.mean(targets[500:]), rel=0.06)
     assert np.corrcoef(late, targets[500:])[0, 1] > 0.35

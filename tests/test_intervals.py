@@ -125,8 +125,9 @@ def test_misses_differ_from_what_they_should_be_by_no_more_than_was_stated(kind:
     rows = list(drive(errors_of(kind, n), 1, intervals))
     judged = [(low, high, y) for low, high, y in rows[:-1] if not math.isnan(low)]
     misses = sum(not low <= y <= high for low, high, y in judged)
-    step = 0.2 / (1.0 + float(intervals.delay[0, 0]) / 30.0)
-    change = float(intervals.quantile[0, 0]) - intervals.first
+    state = intervals.state_dict()
+    step = 0.2 / (1.0 + float(state["delay"][0, 0]) / 30.0)
+    change = float(state["quantile"][0, 0]) - intervals.first
     assert misses - 0.1 * len(judged) == pytest.approx(change / step, abs=0.5)
 
 

@@ -7,6 +7,7 @@ import operator
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from streamadapt.drift.adwin import adwin_settings
 from streamadapt.errors import ConfigError
 
 __all__ = [
@@ -80,7 +81,8 @@ def corrected(name: str, params: Mapping[str, Any], channels: int) -> dict[str, 
     of the American Statistical Association 56).
     """
     level = LEVELS[name]
-    given = params.get(level, inspect.signature(detector_class(name)).parameters[level].default)
+    maker = adwin_settings if name == "adwin" else detector_class(name)
+    given = params.get(level, inspect.signature(maker).parameters[level].default)
     return {**params, level: given / channels}
 
 

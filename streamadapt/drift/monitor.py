@@ -1,12 +1,11 @@
 """A drift monitor: a signal, its detector, and the reaction to an alarm.
 
-The detectors are river's. Non-finite values are refused before they reach a detector: one NaN
-makes river's ADWIN miss every later drift silently.
+The detectors are river's, or compiled functions equal to river's. Non-finite values are refused
+before they reach a detector: one NaN makes river's ADWIN miss every later drift silently.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -15,29 +14,15 @@ import numpy.typing as npt
 
 from streamadapt.arguments import ShowsArguments
 from streamadapt.config.renamed import accepts_old_names
-from streamadapt.drift.detectors import (
-    BINARY,
-    DETECTORS,
-    LEVELS,
-    DetectorName,
-    corrected,
-    make_detector,
-    update,
-)
+from streamadapt.drift.compiled import Detectors, make_detectors
+from streamadapt.drift.detectors import BINARY, DETECTORS, LEVELS, DetectorName, corrected
 from streamadapt.drift.reactions import REACTIONS, Boost, Reaction
 from streamadapt.drift.signals import BY_CHANNEL
+from streamadapt.drift.watch_kernels import WatchSettings, WatchState, empty_watch
 from streamadapt.errors import ConfigError
-from streamadapt.state.river_pickle import dumps_river, loads_river
+from streamadapt.records import Mask
 
 __all__ = ["DriftMonitor"]
-
-FARTHEST = 30.0
-"""A value is clipped at this many mean sizes of the signal, or at this number if that is larger: a
-single outlier would dominate ADWIN's variance for thousands of values."""
-SIZE_RATE = 0.01
-"""How fast the mean size follows the values."""
-MOST = 1e6
-"""Every value is clipped at this number, also while the mean size is not known yet."""
 
 
 @accepts_old_names("drift")
@@ -137,13 +122,11 @@ class DriftMonitor(ShowsArguments):
         self.keep_fraction = keep_fraction
         self.refit_trial = refit_trial
         self.learners = None if learners is None else tuple(learners)
-        self.refused = 0
-        self.fired_channels: tuple[int, ...] = ()
-        self._quiet = 0  # values still to pass before the next alarm
-        # by channel: the number of values so far, up to 1 / SIZE_RATE, and their mean size
-        self._sizes: list[tuple[int, float]] = []
-        first = make_detector(detector, self.params)  # raises if river refuses the arguments
-        self._rivers: list[Any] = [] if self.each else [first]
+        self._detectors: Detectors | None = make_detectors(detector, self.params, 1)
+        if self.each:
+            self._detectors = None  # made when the number of channels is known
+        self._watch_settings = WatchSettings(cool_down)
+        self._watch = empty_watch(1, 0 if self.each else 1)
 
     @staticmethod
     def _check_numbers(cool_down: int, keep_fraction: float, refit_trial: int) -> None:
@@ -170,6 +153,21 @@ class DriftMonitor(ShowsArguments):
         """``adwin:loss``."""
         return f"{self.detector}:{self.signal}"
 
+    @property
+    def refused(self) -> int:
+        """The number of values that were not finite."""
+        return int(self._watch.refused[0])
+
+    @property
+    def fired_channels(self) -> tuple[int, ...]:
+        """The channels that fired at the last alarm."""
+        return tuple(np.flatnonzero(self._watch.fired[0]).tolist())
+
+    @property
+    def detectors(self) -> Detectors | None:
+        """The detector of each channel; None before the number of channels is known."""
+        return self._detectors
+
     def update(self, value: float | npt.NDArray[np.float64]) -> bool:
         """Update the detector with one value of the signal; return whether this is a drift.
 
@@ -179,64 +177,83 @@ class DriftMonitor(ShowsArguments):
         ----------
         value : float, or ndarray, (channels,), float64, for ``channels="each"``
         """
-        if self.boost is not None:
-            self.boost.decay()
-        values = np.atleast_1d(np.asarray(value, np.float64)).tolist()
-        if self.each and not self._rivers:
-            params = corrected(self.detector, self.params, len(values))
-            self._rivers = [make_detector(self.detector, params) for _ in values]
-        seen = [i for i, one in enumerate(values) if math.isfinite(one)]
-        self.refused += len(values) - len(seen)
-        if not seen:
-            return False
-        firing = tuple(
-            i for i in seen if update(self.detector, self._rivers[i], self._bounded(i, values[i]))
-        )
-        fired = bool(firing) and self._quiet == 0
-        self._quiet = self.cool_down if fired else max(self._quiet - 1, 0)
-        if fired:
-            self.fired_channels = firing
-            if self.boost is not None:
-                self.boost.fire()
-        return fired
+        return bool(self.update_many(np.atleast_1d(np.asarray(value, np.float64))[None])[0])
 
-    def _bounded(self, i: int, value: float) -> float:
-        """Return a value of channel `i`, clipped by the sizes of the values before it."""
-        while len(self._sizes) <= i:
-            self._sizes.append((0, 0.0))
-        count, size = self._sizes[i]
-        bound = min(FARTHEST * max(size, 1.0), MOST) if count else MOST
-        bounded = min(max(value, -bound), bound)
-        count = min(count + 1, round(1.0 / SIZE_RATE))
-        self._sizes[i] = count, size + (abs(bounded) - size) / count
-        return bounded
+    def update_many(self, values: npt.NDArray[np.float64]) -> Mask:
+        """Update the detector with many values, one after the other; return which are drifts,
+        (events,).
+
+        Parameters
+        ----------
+        values : ndarray, (events, channels), float64
+            One channel, unless ``channels="each"``.
+        """
+        events, channels = values.shape
+        if self._detectors is None:
+            params = corrected(self.detector, self.params, channels)
+            self._detectors = make_detectors(self.detector, params, channels)
+        if len(self._detectors) != channels:
+            raise ValueError(f"{self.name}: {channels} channels, {len(self._detectors)} before")
+        if self._watch.counts.shape[1] != channels:
+            self._watch = _of_channels(self._watch, channels)
+        flags = self._detectors.watch(
+            self._watch_settings, self._watch, np.array(values, np.float64, order="C")
+        )
+        if self.boost is not None:
+            for e in range(events):
+                self.boost.decay()
+                if flags[e]:
+                    self.boost.fire()
+        return flags
 
     def restart(self) -> None:
         """Start the detectors again from nothing."""
-        self._rivers = [] if self.each else [make_detector(self.detector, self.params)]
+        self._detectors = None if self.each else make_detectors(self.detector, self.params, 1)
 
     def begin_again(self) -> None:
         """Start the detectors again, because the unit of the signal has changed."""
-        self._rivers = [] if self.each else [make_detector(self.detector, self.params)]
+        self._detectors = None if self.each else make_detectors(self.detector, self.params, 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the detectors' and the reaction's state."""
+        s = self._watch
+        sizes = [[int(n), float(size)] for n, size in zip(s.counts[0], s.sizes[0], strict=True)]
+        while sizes and sizes[-1][0] == 0:
+            del sizes[-1]
         return {
-            "detectors": [dumps_river(one) for one in self._rivers],
+            "detectors": [] if self._detectors is None else self._detectors.state_dict(),
             "refused": self.refused,
-            "quiet": self._quiet,
+            "quiet": int(s.quiet[0]),
             "boost": None if self.boost is None else self.boost.level,
             "fired_channels": list(self.fired_channels),
-            "sizes": [list(size) for size in self._sizes],
+            "sizes": sizes,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
-        self._rivers = [loads_river(one) for one in state["detectors"]]
-        self.refused = int(state["refused"])
-        self._quiet = int(state["quiet"])
-        self.fired_channels = tuple(int(i) for i in state["fired_channels"])
-        # "sizes" is absent in older states
-        self._sizes = [(int(count), float(size)) for count, size in state.get("sizes", ())]
+        saved, sizes = state["detectors"], state.get("sizes", ())  # absent in older states
+        fired = [int(i) for i in state["fired_channels"]]
+        self._detectors = None
+        if saved:
+            params = (
+                corrected(self.detector, self.params, len(saved)) if self.each else self.params
+            )
+            self._detectors = make_detectors(self.detector, params, len(saved))
+            self._detectors.load_state_dict(saved)
+        s = self._watch = empty_watch(1, max([len(saved), len(sizes), *(i + 1 for i in fired)]))
+        s.refused[0], s.quiet[0] = state["refused"], state["quiet"]
+        for i, (count, size) in enumerate(sizes):
+            s.counts[0, i], s.sizes[0, i] = count, size
+        s.fired[0, fired] = True
         if self.boost is not None:
             self.boost.level = float(state["boost"])
+
+
+def _of_channels(s: WatchState, channels: int) -> WatchState:
+    """Return the same state with another number of channels."""
+    made = empty_watch(1, channels)
+    known = min(channels, s.counts.shape[1])
+    made.refused[0], made.quiet[0] = s.refused[0], s.quiet[0]
+    for old, new in ((s.counts, made.counts), (s.sizes, made.sizes), (s.fired, made.fired)):
+        new[0, :known] = old[0, :known]
+    return made

@@ -29,65 +29,37 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from streamadapt.compiled import Kernel
+from streamadapt.drift.signal_kernels import (
+    REFERENCE,
+    WARM,
+    Signals,
+    SignalSettings,
+    UsualState,
+    empty_signals,
+    empty_usual,
+    signal_room,
+    signals,
+)
 from streamadapt.models.contract import TaskKind
 from streamadapt.records import Array, Mask
+from streamadapt.tasks.loss_kernels import loss_settings
+from streamadapt.tasks.losses import Loss
 
 __all__ = [
     "BY_CHANNEL",
     "REFERENCE",
     "SIGNALS",
+    "WARM",
     "EmbeddingDistance",
     "UsualError",
-    "by_column",
     "confidence",
-    "residual",
-    "zero_one_error",
 ]
 
 SIGNALS = ("loss", "error", "residual", "input", "confidence", "embedding")
 """The signals of the pipeline itself."""
 BY_CHANNEL = ("loss", "residual", "input")
 """The signals that have a value per channel."""
-REFERENCE = 500
-"""The number of first entries that define the usual embedding, and the usual losses."""
-FARTHEST = 20.0
-"""An error is clipped at this many mean errors before it enters the mean, because the mean is kept
-forever."""
-WARM = 20
-"""The number of losses of a cell after which its usual loss is known."""
-
-
-def by_column(values: Array, known: Mask) -> Array:
-    """Return the mean of each column of (rows, columns) over its known rows; NaN if no row is
-    known."""
-    count = known.sum(axis=0)
-    total = np.where(known, values, 0.0).sum(axis=0)
-    mean: Array = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-    return mean
-
-
-def zero_one_error(base: Array, target: Array, relative: float, kind: TaskKind) -> float:
-    """Return 1 if the base was wrong, 0 if it was right, NaN if nothing matured."""
-    if np.isnan(relative):
-        return relative
-    if kind == "classification":
-        return float((base.argmax(-1) != target.argmax(-1)).any())
-    return float(relative > 1.0)
-
-
-def residual(base: Array, target: Array, known: Mask, length: Array, kind: TaskKind) -> Array:
-    """Return the base's residual by column, (columns,); for classes one value, ``1 - p`` of the
-    true class.
-
-    Parameters
-    ----------
-    known : ndarray, (rows, columns), bool, or (rows, 1) for classes
-    length : ndarray, (rows, columns)
-        The unit of the residual, in units of the outputs; not used for classes.
-    """
-    if kind == "classification":
-        return by_column(1.0 - (base * target).sum(axis=-1, keepdims=True), known)
-    return by_column((target - base) / length, known)
 
 
 def confidence(output: Tensor) -> float:
@@ -104,36 +76,44 @@ class UsualError:
     """
 
     def __init__(self) -> None:
-        self.count = np.zeros((0, 0), np.int64)
-        self.mean: Array = np.zeros((0, 0))
+        self.state = empty_usual(1, 0, 0)
 
-    def usual(self, shape: tuple[int, ...]) -> Array:
-        """Return the mean errors, (rows, columns), original units; NaN in cells with fewer than
-        `WARM`."""
-        if self.mean.shape != shape:
-            self.count, self.mean = np.zeros(shape, np.int64), np.zeros(shape)
-        return np.where((self.count >= WARM) & (self.mean > 0.0), self.mean, np.nan)
+    def signals(
+        self, base: Array, target: Array, mask: Mask, loss: Loss, kind: TaskKind
+    ) -> Signals:
+        """Return the signals of one matured arrival, and learn from it.
 
-    def follow(self, errors: Array, mask: Mask) -> None:
-        """Update the means with the absolute errors (rows, columns) of one arrival; call `usual`
-        first."""
-        learning = mask & (self.count < REFERENCE)
-        if learning.any():
-            bound = np.where(
-                (self.count >= WARM) & (self.mean > 0.0), FARTHEST * self.mean, np.inf
-            )
-            self.count += learning
-            errors = np.minimum(errors, bound)
-            self.mean += np.where(learning, (errors - self.mean) / np.maximum(self.count, 1), 0.0)
+        Parameters
+        ----------
+        base, target, mask : ndarray, (rows, columns)
+        """
+        if self.state.mean.shape[1:] != target.shape:
+            self.state = empty_usual(1, *target.shape)
+        rows, judged = target.shape[0], 1 if loss.row_wise else target.shape[1]
+        out = empty_signals(judged)
+        _signals.call(
+            SignalSettings(loss_settings(loss), kind == "classification"),
+            self.state,
+            0,
+            signal_room(rows, judged),
+            *(np.array(each, np.float64, order="C") for each in (base, target)),
+            np.array(mask, np.bool_, order="C"),
+            out,
+        )
+        return out
 
     def state_dict(self) -> dict[str, Any]:
         """Return the means."""
-        return {"arrays": None if self.mean.size == 0 else [self.count.copy(), self.mean.copy()]}
+        count, mean = self.state.count[0], self.state.mean[0]
+        return {"arrays": None if mean.size == 0 else [count.copy(), mean.copy()]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         if state["arrays"] is not None:
-            self.count, self.mean = (np.array(array) for array in state["arrays"])
+            count, mean = state["arrays"]
+            self.state = UsualState(
+                np.array(count, np.int64)[None], np.array(mean, np.float64)[None]
+            )
 
 
 class EmbeddingDistance:
@@ -180,3 +160,6 @@ class EmbeddingDistance:
         self.count = int(state["count"])
         if state["arrays"] is not None:
             self.mean, self.squares = (np.array(array) for array in state["arrays"])
+
+
+_signals = Kernel(signals)

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from streamadapt.compiled import compiled
-from streamadapt.guard.numbers import at_least, at_most, clip, total
+from streamadapt.numbers import at_least, at_most, clip, total
 from streamadapt.records import Array, Mask
 from streamadapt.tasks.loss_kernels import (
     LOG,

@@ -9,7 +9,7 @@ import numpy as np
 
 from streamadapt.compiled import compiled
 from streamadapt.guard.mixer import CompiledAggregator, by_group, discounts_of
-from streamadapt.guard.numbers import at_least, at_most
+from streamadapt.numbers import at_least, at_most
 from streamadapt.records import Array
 
 __all__ = ["BOA", "BoaSettings", "BoaState", "learn"]

@@ -10,7 +10,7 @@ import numpy as np
 from streamadapt.compiled import compiled
 from streamadapt.errors import ConfigError
 from streamadapt.guard.mixer import CompiledAggregator, by_group
-from streamadapt.guard.numbers import at_least
+from streamadapt.numbers import at_least
 from streamadapt.records import Array
 
 __all__ = ["FixedShare", "FixedShareSettings", "FixedShareState", "learn"]

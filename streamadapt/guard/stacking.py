@@ -12,7 +12,7 @@ from streamadapt.cholesky import factorise, solve
 from streamadapt.compiled import Kernel, compiled
 from streamadapt.errors import ConfigError
 from streamadapt.guard.mixer import Mixer
-from streamadapt.guard.numbers import at_least, clip
+from streamadapt.numbers import at_least, clip
 from streamadapt.records import Array, Mask
 
 __all__ = ["RidgeStack", "StackRoom", "StackSettings", "StackState", "empty_stack_room", "learn",

@@ -15,31 +15,22 @@ from typing import Any, ClassVar
 import numpy as np
 
 from streamadapt.arguments import ShowsArguments
+from streamadapt.compiled import Kernel
 from streamadapt.errors import ConfigError
 from streamadapt.guard.base import Mixture
+from streamadapt.pipeline.interval_kernels import (
+    KEPT_ROWS,
+    IntervalSettings,
+    IntervalState,
+    empty_intervals,
+    issue,
+    learn,
+)
 from streamadapt.pipeline.stats import Stats
-from streamadapt.records import Array, Mask
+from streamadapt.records import Array
 from streamadapt.tasks import Matured, Task
 
 __all__ = ["Intervals", "NoIntervals"]
-
-SCALE_RATE = 0.01
-"""The rate per error of the running mean of the served error; the first 1 / SCALE_RATE errors have
-equal weights."""
-ERROR_CAP = 10.0
-"""The running mean clips errors at this many running means: one outlier must not widen the next
-hundred intervals."""
-FLOOR = 1e-9
-"""The smallest running mean, in the unit of the target, so that exact predictions have an
-interval, too."""
-DELAY_SPAN = 30.0
-"""The number of outstanding errors that halves the step; see `Intervals`."""
-DELAY_RATE = 0.001
-"""The rate of the running mean of the number of outstanding errors; it is small, because a varying
-step would bias the coverage."""
-KEPT_ROWS = 3
-"""Rows of `Issued.aggregator_outputs` that belong to the interval: the served prediction, the
-half-width, and the number of known errors at the time of the prediction."""
 
 
 class NoIntervals(ShowsArguments):
@@ -129,7 +120,8 @@ class Intervals(NoIntervals):
         normal = NormalDist()
         # In units of the mean absolute error.
         self.first = normal.inv_cdf(0.5 + 0.5 * coverage) * np.sqrt(0.5 * np.pi)
-        self._shape: tuple[int, ...] | None = None
+        self.settings = IntervalSettings(1.0 - coverage, rate)
+        self.state: IntervalState | None = None  # of one key
 
     def check(self, task: Task) -> None:
         """Raise `ConfigError` for a classification: a class has no interval."""
@@ -140,22 +132,15 @@ class Intervals(NoIntervals):
                 "no such table: only forecasts and regressions have intervals, not classes",
             )
 
-    def _allocate(self, shape: tuple[int, ...]) -> None:
-        self._shape = shape
-        self.quantile = np.full(shape, self.first)
-        self.scale = np.zeros(shape)
-        self.seen = np.zeros(shape)
-        self.delay = np.zeros(shape)
-
     def issue(self, mixture: Mixture) -> Array:
         """Put the served prediction, the half-width and the count of errors before the guard's
         rows."""
-        if self._shape is None:
-            self._allocate(mixture.served.shape)
-        half = np.where(self.seen > 0.0, np.maximum(self.quantile, 0.0) * self.scale, np.nan)
-        return np.concatenate(
-            [np.stack([mixture.served, half, self.seen]), mixture.aggregator_outputs]
-        )
+        served = np.array(mixture.served, np.float64, order="C")
+        if self.state is None:
+            self.state = empty_intervals(1, served.shape, self.first)
+        kept = np.zeros((KEPT_ROWS, *served.shape))
+        _issue.call(self.settings, self.state, 0, served, kept)
+        return np.concatenate([kept, mixture.aggregator_outputs])
 
     def bounds(self, kept: Array) -> tuple[Array, Array]:
         """Return both ends of the interval, (rows, columns); NaN for a cell without a known
@@ -168,46 +153,35 @@ class Intervals(NoIntervals):
         return [self._learn(one, stats) for one in matured]
 
     def _learn(self, matured: Matured, stats: Stats) -> Matured:
-        served, half, seen_then = matured.aggregator_outputs[:KEPT_ROWS]
-        rest = replace(matured, aggregator_outputs=matured.aggregator_outputs[KEPT_ROWS:])
-        mask = matured.mask & ~np.isnan(seen_then)  # NaN: it was issued without an interval
-        if self._shape is None or not mask.any() or matured.weight == 0.0:
-            return rest
-        error = np.abs(np.where(mask, matured.target - served, 0.0))
-        judged = mask & ~np.isnan(half)
-        missed = error > half
-        stats.interval_cells += int(judged.sum())
-        stats.interval_hits += int((judged & ~missed).sum())
-        often = np.maximum(1.0 / (self.seen + 1.0), DELAY_RATE)
-        np.copyto(
-            self.delay, self.delay + often * (self.seen - seen_then - self.delay), where=mask
-        )
-        step = self.rate / (1.0 + self.delay / DELAY_SPAN)
-        moved = self.quantile + step * (missed - (1.0 - self.coverage))
-        np.copyto(self.quantile, moved, where=judged)
-        self._follow(error, mask)
-        return rest
-
-    def _follow(self, error: Array, mask: Mask) -> None:
-        np.copyto(self.seen, self.seen + 1.0, where=mask)
-        capped = np.where(self.scale > 0.0, np.minimum(error, ERROR_CAP * self.scale), error)
-        rate = np.maximum(1.0 / np.maximum(self.seen, 1.0), SCALE_RATE)
-        np.copyto(
-            self.scale, np.maximum(self.scale + rate * (capped - self.scale), FLOOR), where=mask
-        )
+        kept, rest = np.split(matured.aggregator_outputs, [KEPT_ROWS])
+        if self.state is not None:
+            counts = np.zeros((1, 2), np.int64)
+            _learn.call(
+                self.settings,
+                self.state,
+                0,
+                *(np.array(each, np.float64, order="C") for each in (kept, matured.target)),
+                np.array(matured.mask, np.bool_, order="C"),
+                float(matured.weight),
+                counts,
+            )
+            stats.interval_cells += int(counts[0, 0])
+            stats.interval_hits += int(counts[0, 1])
+        return replace(matured, aggregator_outputs=rest)
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of all arrays; an empty dict before the first prediction."""
-        if self._shape is None:
+        if self.state is None:
             return {}
-        return {
-            name: getattr(self, name).copy() for name in ("quantile", "scale", "seen", "delay")
-        }
+        return {name: array[0].copy() for name, array in self.state._asdict().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state from `state_dict`."""
-        self._shape = None
+        self.state = None
         if state:
-            self._allocate(np.shape(state["quantile"]))
+            self.state = empty_intervals(1, np.shape(state["quantile"]), self.first)
             for name, saved in state.items():
-                getattr(self, name)[...] = saved
+                getattr(self.state, name)[0] = saved
+
+
+_issue, _learn = Kernel(issue), Kernel(learn)

@@ -4,19 +4,30 @@ without labels."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from streamadapt.compiled import Kernel
 from streamadapt.errors import ConfigError
 from streamadapt.pipeline.stats import Stats
 from streamadapt.records import Array
 from streamadapt.tasks import Matured, Task
+from streamadapt.tasks.estimate_kernels import (
+    LossSums,
+    count_estimated,
+    estimate_room,
+    label_step,
+    no_learn,
+)
 from streamadapt.tasks.label_budget import LabelBudget
 from streamadapt.tasks.loss_estimate import ROLES, ConfidenceEstimate, DirectEstimate, Estimate
+from streamadapt.tasks.loss_kernels import loss_settings
 from streamadapt.tasks.losses import Loss
 
-__all__ = ["LabelFields", "LabelRequests"]
+__all__ = ["LabelFields", "LabelRequests", "put_sums", "sums_of"]
 
 
 class LabelFields(NamedTuple):
@@ -89,6 +100,11 @@ class LabelRequests:
         self.stats = Stats()  # the pipeline replaces it by its own
 
     @property
+    def measures(self) -> tuple[str, ...]:
+        """The names of the estimated measures; none without an estimate."""
+        return () if self.estimate is None else self.estimate.measures
+
+    @property
     def silent(self) -> bool:
         """Whether there is neither a budget nor an estimate."""
         return self.budget is None and self.estimate is None
@@ -119,8 +135,9 @@ class LabelRequests:
         if self.estimate is not None:
             estimates = self.estimate.estimate(experts, served, scale, unit)
             if commit and not math.isnan(estimates[0]):
-                add(self.stats.estimated, self.estimate.measures, estimates)
-                self.stats.estimated_count += 1
+                sums = sums_of(self.stats, self.measures)
+                count_estimated(sums, 0, np.array(estimates))
+                put_sums(self.stats, self.measures, sums)
             note += estimates
         return note
 
@@ -147,33 +164,25 @@ class LabelRequests:
         """Learn the true loss of a prediction; this changes only later requests and estimates."""
         if self.silent or not matured.note:
             return
-        known = self.loss.known(matured.mask)
-        if not known.any() or not len(matured.aggregator_outputs):
+        if not len(matured.aggregator_outputs):
             return
-        predictions = np.stack([matured.experts[0, 0], matured.aggregator_outputs[-1, 0]])
-        # (roles, known cells)
-        cells = self.loss.loss(predictions[:, None], matured.target)[:, known]
-        losses: Array = cells.mean(axis=1)
-        share = matured.weight * float(known.mean())  # of a label known in part
-        note = self._parts(matured.note)
-        if note.asked:
-            weight = share / note.probability
-            add(self.stats.asked_loss, ROLES, (weight * losses).tolist())
-            self.stats.asked_weight += weight
-        if self.estimate is not None:
-            measures = self.estimate.measures
-            estimates = note.estimates[: len(measures)]
-            true = self.estimate.learn(
-                predictions,
-                matured.target[0],
-                losses,
-                note.estimates[len(measures) :],
-                matured.weight,
-            )
-            if not math.isnan(estimates[0]):
-                add(self.stats.foreseen, measures, [share * number for number in estimates])
-                add(self.stats.seen, measures, (share * true).tolist())
-                self.stats.seen_count += share
+        note, estimate = self._parts(matured.note), self.estimate
+        base, target = matured.experts[0, 0], matured.target[0]
+        sums = sums_of(self.stats, self.measures)
+        _label_kernel(no_learn if estimate is None else estimate.steps.learn.function).call(
+            loss_settings(self.loss),
+            () if estimate is None else estimate.settings,
+            () if estimate is None else estimate.state,
+            estimate_room(1, len(base), len(self.measures), classify=self.classify),
+            sums,
+            *(np.array(cells, np.float64) for cells in (base, matured.aggregator_outputs[-1, 0])),
+            np.array(target, np.float64),
+            np.array(matured.mask[0], np.bool_),
+            note.probability if note.asked else 0.0,
+            np.array(note.estimates, np.float64),
+            float(matured.weight),
+        )
+        put_sums(self.stats, self.measures, sums)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of the budget and the estimates; the sums are in the statistics."""
@@ -190,7 +199,36 @@ class LabelRequests:
             self.estimate.load_state_dict(state["estimate"])
 
 
-def add(sums: dict[str, float], names: tuple[str, ...], values: Any) -> None:
-    """Add a value to the sum of each name."""
-    for name, value in zip(names, values, strict=False):
-        sums[name] = sums.get(name, 0.0) + float(value)
+@cache
+def _label_kernel(learn: Callable[..., None]) -> Kernel:
+    step = label_step(learn)
+
+    def run(loss: Any, p: Any, s: Any, w: Any, sums: Any, base: Any,  # noqa: PLR0913
+            served: Any, target: Any, mask: Any, asked: float, estimates: Any,
+            weight: float) -> None:  # fmt: skip
+        step(loss, p, s, 0, w, sums, base, served, target, mask, asked, estimates, weight)
+
+    return Kernel(run, "a label's losses")
+
+
+def sums_of(stats: Stats, measures: tuple[str, ...]) -> LossSums:
+    """Return the sums of the statistics as arrays of one key, for kernels."""
+    by_name = (stats.estimated, measures), (stats.foreseen, measures), (stats.seen, measures)
+    rows = ([[sums.get(name, 0.0) for name in names]] for sums, names in by_name)
+    asked = [[stats.asked_loss.get(role, 0.0) for role in ROLES]]
+    counts = ([stats.estimated_count], [stats.seen_count], [stats.asked_weight])
+    return LossSums(*(np.array(each, np.float64) for each in (*rows, asked, *counts)))
+
+
+def put_sums(stats: Stats, measures: tuple[str, ...], sums: LossSums) -> None:
+    """Write the sums of `sums_of` back, after kernels have added to them."""
+    stats.estimated_count = int(sums.estimated_count[0])
+    stats.seen_count = float(sums.seen_count[0])
+    stats.asked_weight = float(sums.asked_weight[0])
+    if stats.estimated_count:
+        stats.estimated = dict(zip(measures, sums.estimated[0].tolist(), strict=True))
+    if stats.seen_count:
+        stats.foreseen = dict(zip(measures, sums.foreseen[0].tolist(), strict=True))
+        stats.seen = dict(zip(measures, sums.seen[0].tolist(), strict=True))
+    if stats.asked_weight:
+        stats.asked_loss = dict(zip(ROLES, sums.asked[0].tolist(), strict=True))

@@ -10,15 +10,7 @@ import numpy as np
 
 from streamadapt.drift.monitor import DriftMonitor
 from streamadapt.drift.reactions import Reactor
-from streamadapt.drift.signals import (
-    SIGNALS,
-    EmbeddingDistance,
-    UsualError,
-    by_column,
-    confidence,
-    residual,
-    zero_one_error,
-)
+from streamadapt.drift.signals import SIGNALS, EmbeddingDistance, UsualError, confidence
 from streamadapt.errors import ConfigError
 from streamadapt.learners.base import Learner
 from streamadapt.models.contract import BaseOutput, Spec, TaskKind
@@ -93,12 +85,9 @@ class Monitors:
         """The current factor of the learning speed."""
         return max([1.0, *(m.boost.level for m in self.drift_monitors if m.boost is not None)])
 
-    def watches(self, signal: str, *, each: bool = False) -> bool:
-        """Whether a monitor watches the signal; `each`: by channel."""
-        return any(
-            monitor.signal == signal and (monitor.each or not each)
-            for monitor in self.drift_monitors
-        )
+    def watches(self, signal: str) -> bool:
+        """Whether a monitor watches the signal."""
+        return any(monitor.signal == signal for monitor in self.drift_monitors)
 
     @property
     def watches_entries(self) -> bool:
@@ -116,27 +105,13 @@ class Monitors:
         if not self.drift_monitors:
             return
         base, target = matured.experts[0], matured.target
-        usual = self.usual.usual(target.shape)
-        self.usual.follow(np.abs(target - base), matured.mask)
-        judged = (
-            loss.known(matured.mask & ~np.isnan(usual))
-            if not loss.row_wise
-            else loss.known(matured.mask)
-        )
-        scale = np.where(judged, loss.scale_of(usual), 1.0)
-        losses = np.where(judged, loss.loss(base, target), 0.0)
-        relative = float(losses.sum() / scale[judged].sum()) if judged.any() else math.nan
-        each = (
-            by_column(losses, judged) / by_column(scale, judged)
-            if self.watches("loss", each=True)
-            else None
-        )
-        self._detect("loss", relative, each)
+        found = self.usual.signals(base, target, matured.mask, loss, self.kind)
+        relative, wrong, residual = found.means.tolist()
+        self._detect("loss", relative, found.losses)
         if self.watches("error"):
-            self._detect("error", zero_one_error(base, target, relative, self.kind))
+            self._detect("error", wrong)
         if self.watches("residual"):
-            left = residual(base, target, judged, loss.length_of(scale), self.kind)
-            self._detect("residual", _mean(left), left)
+            self._detect("residual", residual, found.residuals)
 
     def take_in_entry(self, newest: Array, base: BaseOutput) -> None:
         """Update the monitors with an entry: its scaled values (channels,), NaN if missing, and

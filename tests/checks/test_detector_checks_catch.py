@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from streamadapt.drift.detectors import update
 from streamadapt.drift.monitor import DriftMonitor
 from streamadapt.testing.checks import detectors
 
@@ -44,7 +43,8 @@ class OpensTheDoor(DriftMonitor):
     """Passes NaN on to its detector."""
 
     def update(self, value: float) -> bool:
-        return update(self.detector, self._rivers[0], value)
+        assert self.detectors is not None
+        return self.detectors.update(0, value)
 
 
 class AlarmsOnNan(DriftMonitor):
