@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from streamadapt.compiled import compiled
-from streamadapt.guard.numbers import total
+from streamadapt.numbers import total
 from streamadapt.records import Array, Mask
 from streamadapt.tasks.loss_kernels import LOG, LossSettings, loss_of
 

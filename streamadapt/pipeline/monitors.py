@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from streamadapt.drift.compiled import CompiledDetectors
 from streamadapt.drift.monitor import DriftMonitor
 from streamadapt.drift.reactions import Reactor
 from streamadapt.drift.signals import SIGNALS, EmbeddingDistance, UsualError, confidence
@@ -144,17 +145,54 @@ class Monitors:
         for monitor in self.drift_monitors:
             if monitor.signal != signal or not self._fires(monitor, _given(monitor, value, each)):
                 continue
-            self.drifts = (*self.drifts, monitor.name)
-            self._firing = monitor.name
-            self.stats.add_drift(monitor.name, self.stats.last_time)
-            if monitor.boost is not None:
-                self._note("boost", "")
-            self.reactor.react(
-                monitor.reaction,
-                monitor.learners,
-                keep=monitor.keep_fraction,
-                trial=monitor.refit_trial,
-            )
+            self.alarm(monitor)
+
+    def alarm(self, monitor: DriftMonitor) -> None:
+        """Report a drift, and carry out the monitor's reaction."""
+        self.drifts = (*self.drifts, monitor.name)
+        self._firing = monitor.name
+        self.stats.add_drift(monitor.name, self.stats.last_time)
+        if monitor.boost is not None:
+            self._note("boost", "")
+        self.reactor.react(
+            monitor.reaction,
+            monitor.learners,
+            keep=monitor.keep_fraction,
+            trial=monitor.refit_trial,
+        )
+
+    def alarms(self, means: Array, losses: Array, residuals: Array) -> list[tuple[int, Any]]:
+        """Update the monitors of losses with many arrivals.
+
+        Parameters
+        ----------
+        means : ndarray, (arrivals, 3)
+            The signals ``loss``, ``error`` and ``residual``.
+        losses, residuals : ndarray, (arrivals, judged)
+            By column.
+
+        Returns
+        -------
+        list of (int, DriftMonitor)
+            The arrivals at which monitors fire, in the order in which `take_in_matured` would
+            report them.
+        """
+        found: list[tuple[int, Any]] = []
+        for signal, i, each in (("loss", 0, losses), ("error", 1, None), ("residual", 2, residuals)):
+            for monitor in self.drift_monitors:
+                if monitor.signal == signal:
+                    single = each is None or not monitor.each
+                    values = means[:, i : i + 1] if single else each
+                    found += [(n, monitor) for n in self._firing_at(monitor, values)]
+        return sorted(found, key=lambda one: one[0])
+
+    def _firing_at(self, monitor: DriftMonitor, values: Any) -> list[int]:
+        """Update a monitor with the values (arrivals, channels); return where it fires."""
+        if isinstance(monitor.detectors, CompiledDetectors):
+            flags: list[int] = np.flatnonzero(monitor.update_many(values)).tolist()
+            return flags
+        rows = values if monitor.each else values[:, 0].tolist()
+        return [n for n, value in enumerate(rows) if self._fires(monitor, value)]
 
     def _fires(self, monitor: DriftMonitor, value: Value) -> bool:
         """Update a monitor with a value; a monitor that raises is restarted, and does not fire."""

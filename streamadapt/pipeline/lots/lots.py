@@ -16,6 +16,7 @@ from streamadapt.errors import EntryError
 from streamadapt.guard.compiled import CompiledGuard
 from streamadapt.learners.compiled import CompiledLearner
 from streamadapt.pipeline.coerce import coerced
+from streamadapt.pipeline.intervals import Intervals, NoIntervals
 from streamadapt.pipeline.lots.entries import Entries
 from streamadapt.pipeline.lots.events import LotEvents, Predicted, events_of, split
 from streamadapt.pipeline.lots.room import Room
@@ -59,6 +60,7 @@ class Lots:
             type(task) in (Supervised, Forecast)
             and getattr(task, "negative_after", None) is None
             and pipeline.panel is None
+            and type(pipeline.intervals) in (NoIntervals, Intervals)
             and _is_as_made(pipeline.guard, CompiledGuard, ("mix", "update", "scale"))
             and all(
                 _is_as_made(learner, CompiledLearner, ("predict", "learn", "adapt"))
@@ -187,8 +189,10 @@ class Lots:
             with pipeline.timing.stage("learn"):
                 run.learn()
                 run.guard()
+            tell = Tell(pipeline, room, events.events[first:stop])
             with pipeline.timing.stage("predict"):
-                predictions += Tell(pipeline, room, events.events[first:stop]).predictions()
+                tell.all()
+                predictions += tell.predictions()
             first = stop
         pipeline.stats.pending = pipeline.task.pending
 

@@ -51,6 +51,8 @@ class Room:
         origin = spec.input_origin
         self.input_origin = np.zeros(spec.channels) if origin is None else origin.cpu().numpy()
         self.known = np.zeros(spec.channels, np.bool_)
+        self.estimate_room: Any = None
+        self.unit = np.zeros((1, 1 if guard.loss.row_wise else spec.columns))
         self.answer = np.zeros((spec.rows, spec.columns))
         self.experts = len(pipeline.names)
         self.kept = pipeline.intervals.kept
