@@ -20,7 +20,7 @@ from streamadapt.engine.conditions import Condition, Conditions, Standing
 from streamadapt.engine.ports import PartitionOwner, Source
 from streamadapt.errors import ConfigError, ConnectorError
 from streamadapt.records import Record, StreamPartition
-from streamadapt_connectors.kafka.answers import FETCH, Silence
+from streamadapt_connectors.kafka.answers import FETCH, Silence, answered_or_none
 from streamadapt_connectors.kafka.assignor import CoPartitioned
 from streamadapt_connectors.kafka.buffer import TAKE_ALL, Buffer
 from streamadapt_connectors.kafka.client import Client, Link, Reach, Setup
@@ -194,9 +194,9 @@ class KafkaSource(Source):
         self._buffer = Buffer(max_poll_records)
         what = f"source kafka {'+'.join(self._topics)} at {servers}"
         self._conditions = Conditions(what, SOURCE_CONDITIONS, log)
-        self._link = Link(self._conditions)
-        self._open = OpenTransactions(self._conditions, partial(transaction_holder, self._reach))
         self._client = Client()
+        self._link = Link(self._conditions, answered_at=lambda: self._client.answered_at)
+        self._open = OpenTransactions(self._conditions, partial(transaction_holder, self._reach))
         self._refusals = Refusals(self._reach.servers, source_accesses(self._topics, group))
         self._topics_now = Topics(self._client, self._topics)
         self._check_ids = check_topic_id
@@ -258,7 +258,8 @@ class KafkaSource(Source):
         """The reason why no record can be read; empty if records can be read."""
         # This is checked here, too, because the loop may wait for a sink for a long time.
         if self._placed and not self._closed and (quiet := self._quiet()):
-            self._conditions.begin(Condition.NO_ANSWER, quiet)
+            since = answered_or_none(self._client.answered_at)
+            self._conditions.begin(Condition.NO_ANSWER, quiet, since=since)
         return self._conditions.trouble
 
     @property

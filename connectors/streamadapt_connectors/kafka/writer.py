@@ -249,7 +249,7 @@ class Writer:
         what = f"sink kafka {topic} at {','.join(reach.servers)}"
         self._deliveries = deliveries or Deliveries(Conditions(what, SINK_CONDITIONS), topic)
         self._conditions, self._holder = self._deliveries.conditions, self._deliveries.holder
-        self._link = Link(self._conditions, self._holder)
+        self._link = Link(self._conditions, self._holder, self._answered_at)
         self._client = self._make_client()
         self._topics_now = Topics(self._client, [topic])
         self._producer: KafkaProducer | None = None
@@ -283,6 +283,9 @@ class Writer:
         given."""
         self._create_partitions = self._create_partitions or count
 
+    def _answered_at(self) -> float:
+        return self._deliveries.answered_at(self._client.answered_at)
+
     @property
     def deliveries(self) -> Deliveries:
         """The records that were sent but not acknowledged."""
@@ -307,6 +310,7 @@ class Writer:
         self._conditions.end(
             Condition.TOPIC_MISSING, f"topic {self._topic} exists again", self._holder
         )
+        self._answered_at()
         self._deliveries.look(
             quiet=self._client.quiet(PRODUCE),
             refusal=self._client.refusal(self._topic),
