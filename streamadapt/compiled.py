@@ -37,7 +37,16 @@ from streamadapt.kernel_folder import (
     mark_as_kept,
 )
 
-__all__ = ["ENABLED", "Kernel", "cache_folder", "compiled", "compiling", "fingerprint", "not_kept"]
+__all__ = [
+    "ENABLED",
+    "Kernel",
+    "cache_folder",
+    "compilations",
+    "compiled",
+    "compiling",
+    "fingerprint",
+    "not_kept",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -63,6 +72,7 @@ _lock = threading.RLock()
 _compiling: set[str] = set()
 _announced = threading.Event()
 _not_kept: list[str] = []
+_begun = [0]
 
 
 def compiled(function: F) -> F:
@@ -301,6 +311,11 @@ def compiling() -> bool:
     return bool(_compiling)
 
 
+def compilations() -> int:
+    """Return how many times this process has begun to compile a kernel."""
+    return _begun[0]
+
+
 def not_kept() -> str:
     """Return why code that this process compiled is not kept; empty if all of it is."""
     return _not_kept[0] if _not_kept else ""
@@ -315,6 +330,7 @@ def _dispatcher(
     from streamadapt.kernel_cache import Watcher, kernel_cache
 
     def begin() -> None:
+        _begun[0] += 1
         _announce(name, kept=not folder.problem)
         _compiling.add(name)
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
-
-import numpy as np
-import torch
+from functools import partial
 
 from streamadapt.config.registry import kinds
 from streamadapt.guard.two_layer import TwoLayer
 from streamadapt.learners.compiled import CompiledLearner
-from streamadapt.models.contract import Spec
+from streamadapt.pipeline.kernels import try_guard, try_learner
 from streamadapt.tasks.losses import Absolute
 
 __all__ = ["pieces", "warm"]
@@ -39,7 +36,7 @@ def warm(show: Callable[[str, int, int], None]) -> int:
 
 def pieces() -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield what uses kernels, by name, with a call that compiles or loads them."""
-    yield "the guard", _guard
+    yield "the guard", partial(try_guard, TwoLayer(), ["base", "expert"], 1, Absolute())
     for kind, point in sorted(kinds("learners").items()):
         made = point.load()
         if isinstance(made, type) and issubclass(made, CompiledLearner):
@@ -50,20 +47,6 @@ def _building(learner: type[CompiledLearner]) -> Callable[[], object]:
     def build() -> None:
         for made in learner.variants():
             for kind in sorted(made.kinds):
-                made.build(_spec(kind))
+                try_learner(made, kind)
 
     return build
-
-
-def _guard() -> None:
-    guard = TwoLayer()
-    guard.build(("base", "expert"), 1, 1, Absolute(), np.ones(1))
-    experts = np.zeros((2, 1, 1))
-    mixture = guard.mix(experts)
-    known = np.ones((1, 1), np.bool_)
-    guard.update(experts, mixture.aggregator_outputs, np.zeros((1, 1)), known)
-
-
-def _spec(kind: Any) -> Spec:
-    one = torch.ones(1, dtype=torch.float32)
-    return Spec(kind, 1, 1, 1, 1, one, one, one, one, torch.device("cpu"))
