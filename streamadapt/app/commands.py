@@ -170,8 +170,8 @@ def init(
             "config", str(config), f"a file that can be written ({error})"
         ) from error
     print_line(
-        f"wrote {config}; edit it (streamadapt config TABLE explains the keys), then: "
-        f"streamadapt check {config}"
+        f"wrote {config}; edit it (streamadapt config TABLE explains the keys), then fit its "
+        f"base: streamadapt fit {config} HISTORY, and check it: streamadapt check {config}"
     )
 
 

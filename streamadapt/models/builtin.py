@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from streamadapt.errors import ConfigError
 from streamadapt.models.contract import Base, BaseOutput, FrozenModel, Prior, TaskKind
 from streamadapt.models.features import feature_count, linear_features
-from streamadapt.models.weights import read_tensors
+from streamadapt.models.weights import check_fitted, read_tensors
 
 __all__ = ["Linear", "Persistence", "load_module"]
 
@@ -196,8 +196,10 @@ class Linear(Base):
         Raises
         ------
         ConfigError
-            If the file was not written by ``streamadapt fit`` or `save`, or is incomplete.
+            If the file does not exist, was not written by ``streamadapt fit`` or `save`, or is
+            incomplete.
         """
+        check_fitted(weights, "base.weights")
         tensors, metadata = read_tensors(weights, "base.weights")
         if metadata.get("format") != "streamadapt-linear-1":
             raise ConfigError("base.weights", str(weights), "a file written by streamadapt fit")
