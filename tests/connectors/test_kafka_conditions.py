@@ -17,6 +17,8 @@ from streamadapt_connectors.kafka.client_log import ClientLog
 from streamadapt_connectors.kafka.deliveries import SINK_CONDITIONS, Deliveries
 from streamadapt_connectors.kafka.group_offsets import OWN_COMMIT, moved_by_others, moved_text
 from streamadapt_connectors.kafka.open_transactions import OpenTransactions
+from streamadapt_connectors.kafka.places import MissingTopicError
+from streamadapt_connectors.kafka.words import deleted, with_article
 
 from streamadapt.engine.conditions import Condition, Conditions
 
@@ -170,6 +172,44 @@ def warnings(caplog):
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+class AddOffsetsToTxnRequest:
+    pass
+
+
+class ApiVersionsRequest:
+    pass
+
+
+def test_a_request_has_a_readable_name(clock):
+    answers = Answers(clock)
+    for request, name in (
+        (AddOffsetsToTxnRequest(), "an add offsets to transaction"),
+        (ApiVersionsRequest(), "an API versions"),
+        (FetchRequest(), "a fetch"),
+        (MetadataRequest(), "a metadata"),
+    ):
+        future = sent(answers, request)
+        clock.now += 10.0
+        assert with_article(answers.overdue(PRODUCE).kind) == name
+        future.success(object())
+        clock.now += 1.0
+
+
+def test_several_missing_topics_are_named_in_the_plural():
+    assert str(MissingTopicError(["entries"])).startswith(
+        "topic entries does not exist, and an engine does not create the topics that it reads: "
+        "create it, or"
+    )
+    assert str(MissingTopicError(["entries", "labels"])).startswith(
+        "topics entries and labels do not exist, and an engine does not create the topics that "
+        "it reads: create them, or"
+    )
+    assert deleted(["entries", "labels"]) == (
+        "topics entries and labels do not exist: they were deleted; waiting for them to be "
+        "created again"
+    )
+
+
 class TestDeliveries:
     def test_deliveries_acknowledged_in_time_are_not_reported(self, deliveries, clock, caplog):
         for _ in range(100):
@@ -189,7 +229,7 @@ class TestDeliveries:
                 deliveries.look(quiet="", refusal=(0, "NotLeaderForPartition"))
             assert deliveries.age_s == 20.0
             assert conditions.trouble.startswith(
-                "topic out has not acknowledged 1 records, the oldest for 6 s"
+                "topic out has not acknowledged 1 record, the oldest for 6 s"
             )
             assert "partition 0: NotLeaderForPartition" in conditions.trouble
             future.success(None)
@@ -218,7 +258,7 @@ class TestDeliveries:
                 quiet="broker b:1 is frozen" if clock.now > 105.0 else "", refusal=None
             )
         assert warnings(caplog) == [
-            "sink x: broker b:1 is frozen; 1 records are not acknowledged, the oldest for 7 s"
+            "sink x: broker b:1 is frozen; 1 record is not acknowledged, the oldest for 7 s"
         ]
 
     def test_only_an_answer_after_the_silence_ends_it(self, deliveries, conditions, clock, caplog):

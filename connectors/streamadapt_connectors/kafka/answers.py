@@ -11,6 +11,8 @@ from typing import Any, Final
 
 from kafka import errors as kafka_errors
 
+from streamadapt_connectors.kafka.words import request_name
+
 __all__ = ["FETCH", "PRODUCE", "Answers", "Overdue", "Silence", "answered_or_none"]
 
 SILENT_S: Final = 5.0
@@ -33,7 +35,7 @@ class Overdue:
     node : object
         kafka-python's id of the broker.
     kind : str
-        ``fetch``, ``produce``, ``metadata`` and so on.
+        ``fetch``, ``produce``, ``end transaction`` and so on.
     age_s : float, s
         The time since it was sent.
     """
@@ -83,7 +85,7 @@ class Answers:
         """Record a request and the future of its answer."""
         if future.is_done:
             return
-        kind = type(request).__name__.removesuffix("Request").lower()
+        kind = request_name(type(request))
         number = next(self._numbers)
         self._asked[number] = _Asked(node, kind, self._clock(), _allowed_s(request))
 

@@ -31,6 +31,7 @@ from streamadapt_connectors.kafka.greeting import (
 )
 from streamadapt_connectors.kafka.records import read_any_header_name
 from streamadapt_connectors.kafka.security import check_security, refusal_of
+from streamadapt_connectors.kafka.words import with_article
 
 __all__ = ["CONNECTION", "Client", "Link", "Reach", "Setup", "check_security"]
 
@@ -271,8 +272,9 @@ class Client:
                 else ""
             )
             return (
-                f"{where} keeps its connection open but has not answered a {late.kind} request "
-                f"for {late.age_s:.0f} s: it is paused, frozen or overloaded{waits}; "
+                f"{where} keeps its connection open but has not answered "
+                f"{with_article(late.kind)} request for {late.age_s:.0f} s: it is paused, "
+                f"frozen or overloaded{waits}; "
                 f"look at {'the brokers' if waits else 'that broker'}"
             )
         if self.answers():

@@ -12,6 +12,7 @@ from kafka.errors import BrokerResponseError
 
 from streamadapt.engine.conditions import Condition, Conditions
 from streamadapt_connectors.kafka.answers import Silence, answered_or_none
+from streamadapt_connectors.kafka.words import counted
 
 __all__ = ["SINK_CONDITIONS", "Deliveries"]
 
@@ -180,7 +181,8 @@ class Deliveries:
             )
             self.conditions.begin(
                 late,
-                f"topic {self._topic} has not acknowledged {waiting} records, the oldest for "
+                f"topic {self._topic} has not acknowledged {counted(waiting, 'record')}, "
+                f"the oldest for "
                 f"{age_s:.0f} s ({why}); check the topic's leaders and the load of the brokers",
                 self.holder,
                 self._clock() - age_s,
@@ -192,7 +194,8 @@ class Deliveries:
 
     def _behind(self, waiting: int, age_s: float) -> str:
         return (
-            f"; {waiting} records are not acknowledged, the oldest for {age_s:.0f} s"
+            f"; {counted(waiting, 'record')} {'is' if waiting == 1 else 'are'} not acknowledged, "
+            f"the oldest for {age_s:.0f} s"
             if waiting
             else ""
         )

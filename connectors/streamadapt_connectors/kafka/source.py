@@ -49,6 +49,7 @@ from streamadapt_connectors.kafka.places import (
 from streamadapt_connectors.kafka.refusals import Refusals, source_accesses
 from streamadapt_connectors.kafka.security import Security
 from streamadapt_connectors.kafka.topics import Topics, metadata_age_of
+from streamadapt_connectors.kafka.words import counted, deleted
 
 __all__ = ["KafkaSource"]
 
@@ -483,7 +484,8 @@ class KafkaSource(Source):
         own = list(range(count)) if self._wanted is None else self._wanted
         if not set(own) <= set(range(count)):
             raise ConnectorError(
-                f"{self!r}: source.partitions is {own}, but the topic has {count} partitions"
+                f"{self!r}: source.partitions is {own}, but the topic has "
+                f"{counted(count, 'partition')}"
             )
         return own
 
@@ -537,11 +539,16 @@ class KafkaSource(Source):
         if wanted is None or offset <= wanted:
             return
         self._skipped[at.topic, at.partition] += offset - wanted
+        which, were, are = (
+            (f"1 record, {wanted}, was", "it was", "is")
+            if offset - wanted == 1
+            else (f"{offset - wanted} records, {wanted} to {offset - 1}, were", "they were", "are")
+        )
         self._conditions.happened(
             Condition.RECORDS_DELETED,
-            f"{at.topic}[{at.partition}]: {offset - wanted} records, {wanted} to {offset - 1}, "
-            "were deleted before they were read, and are skipped (source.out_of_range); raise "
-            "the topic's retention (retention.ms, retention.bytes), or add engines",
+            f"{at.topic}[{at.partition}]: {which} deleted before {were} read, and {are} skipped "
+            "(source.out_of_range); raise the topic's retention (retention.ms, retention.bytes), "
+            "or add engines",
         )
 
     def _replaced(
@@ -695,12 +702,7 @@ class KafkaSource(Source):
             if self._link.state == "connecting" and not fetched:
                 self._check_places = True  # the topic may have been recreated meanwhile
             if gone:
-                names = ", ".join(gone)
-                why = (
-                    f"topic {names} does not exist: it was deleted; waiting for it to be "
-                    f"created again"
-                )
-                self._link.down(why, Condition.TOPIC_MISSING)
+                self._link.down(deleted(gone), Condition.TOPIC_MISSING)
             elif self._group is None or self._joined or settled(consumer):
                 self._link.up()
         else:

@@ -21,6 +21,7 @@ from streamadapt_connectors.kafka.client import Client, Link, Reach
 from streamadapt_connectors.kafka.deliveries import SINK_CONDITIONS, Deliveries
 from streamadapt_connectors.kafka.refusals import Access, Refusals
 from streamadapt_connectors.kafka.topics import Topics
+from streamadapt_connectors.kafka.words import deleted
 
 __all__ = ["NoAnswerError", "Outgoing", "RefusedError", "TopicLimits", "Writer"]
 
@@ -302,8 +303,7 @@ class Writer:
         if self._topics_now.gone():
             self._conditions.begin(
                 Condition.TOPIC_MISSING,
-                f"topic {self._topic} does not exist: it was deleted; waiting for it to be "
-                f"created again",
+                deleted([self._topic]),
                 self._holder,
             )
             return
