@@ -8,6 +8,7 @@ from typing import Any, Final, cast, get_type_hints
 
 import torch
 
+from streamadapt.compiled import ENABLED
 from streamadapt.config.convert import check_keys, convert
 from streamadapt.config.durations import duration_ns, duration_s
 from streamadapt.config.registry import arguments_of, build, call, choose, kinds, prepare
@@ -31,6 +32,7 @@ from streamadapt.models.onnx import OnnxBase
 from streamadapt.models.scaling_files import give_scaling
 from streamadapt.outputs import check_outputs
 from streamadapt.pipeline.intervals import Intervals
+from streamadapt.pipeline.kernels import kernel_steps
 from streamadapt.pipeline.keyed import KeyedPipeline
 from streamadapt.pipeline.panel import Panel
 from streamadapt.pipeline.pipeline import Pipeline
@@ -223,7 +225,7 @@ def make_engine(
     """
     if sinks is None:
         check_outputs(config)
-    make_pipeline(config)  # raises errors in the config before anything connects
+    checked = make_pipeline(config)  # raises errors in the config before anything connects
     source, label_wait_s = _source(config)
     codec = _codec(config, source)
     source.look(codec)
@@ -233,7 +235,7 @@ def make_engine(
         sink, letters = make_sink(), make_letters()
     else:
         sink, letters = sinks()
-    return Engine(
+    engine = Engine(
         source,
         lambda: make_pipeline(config),
         sink,
@@ -242,6 +244,8 @@ def make_engine(
         settings=settings,
         metrics=metrics,
     )
+    engine.kernels = kernel_steps(checked) if ENABLED else ()
+    return engine
 
 
 def make_task(table: Mapping[str, Any]) -> Task:

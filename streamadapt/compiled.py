@@ -10,7 +10,6 @@ and numba is not imported.
 
 from __future__ import annotations
 
-import atexit
 import dis
 import functools
 import hashlib
@@ -18,13 +17,10 @@ import inspect
 import logging
 import os
 import platform
-import shutil
-import stat
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
@@ -32,9 +28,25 @@ from types import BuiltinFunctionType, CodeType, EllipsisType, FunctionType, Mod
 from typing import Any, Final, TypeVar
 
 import numpy as np
-from filelock import FileLock
 
-__all__ = ["ENABLED", "Kernel", "cache_folder", "compiled", "fingerprint"]
+from streamadapt.kernel_folder import (
+    KernelFolder,
+    cache_folder,
+    is_kept,
+    kernel_folder,
+    mark_as_kept,
+)
+
+__all__ = [
+    "ENABLED",
+    "Kernel",
+    "cache_folder",
+    "compilations",
+    "compiled",
+    "compiling",
+    "fingerprint",
+    "not_kept",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -54,12 +66,13 @@ MARKED_OPTIONS: Final = OPTIONS | {"_nrt": False}
 """How it compiles marked functions: without counting references, which costs more than small
 functions do, and so without a way to make an array."""
 _PLAIN: Final = (int, float, complex, str, bytes, slice, EllipsisType)
-READY: Final = "ready"
-"""The file in the folder of a kernel that has been compiled."""
-_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _LIBRARIES: Final = ("numba", "llvmlite", "numpy")
 _marked: list[Callable[..., Any]] = []
 _lock = threading.RLock()
+_compiling: set[str] = set()
+_announced = threading.Event()
+_not_kept: list[str] = []
+_begun = [0]
 
 
 def compiled(function: F) -> F:
@@ -171,7 +184,7 @@ def _has_a_version(value: Any) -> bool:
 
 
 def _parts_of_function(function: FunctionType, seen: set[int]) -> Iterator[Any]:
-    yield function.__qualname__
+    yield function.__module__, function.__qualname__  # compiled code imports the module again
     defaults = (
         function.__defaults__ or (),
         tuple(sorted((function.__kwdefaults__ or {}).items())),
@@ -244,25 +257,14 @@ class Kernel:
         """Call it, compiled."""
         return self.call(*given)
 
-    @property
-    def folder(self) -> Path:
-        """Where its compiled code is kept."""
-        return cache_folder() / self._digest
-
     def prepare(self, *given: Any) -> None:
         """Call it with arguments for which it does nothing, so that it is loaded, or compiled."""
-        if self.call == self._prepare and not self.ready:
-            logger.info(
-                "compiling %s: predictions wait for up to a minute, once for each installation; "
-                "streamadapt warm does it beforehand",
-                self.name,
-            )
         self.call(*given)
 
     @property
     def ready(self) -> bool:
         """Whether it need not be compiled."""
-        return not ENABLED or any((f / self._digest / READY).is_file() for f in _folders())
+        return not ENABLED or is_kept(self._digest)
 
     @functools.cached_property
     def _digest(self) -> str:
@@ -276,119 +278,93 @@ class Kernel:
     def _prepare(self, *given: Any) -> Any:
         with _lock:
             if self.call == self._prepare:
-                try:
-                    folder = _prepared_folder(self._digest)
-                    # One process compiles it; others wait, and read it.
-                    with FileLock(folder / "lock"):
-                        function = _dispatcher(self.function, folder)
-                        result = function(*given)
-                        (folder / READY).touch()
-                        _forbid_writing(folder)
-                except OSError as error:
-                    logger.warning("%s: compiled code cannot be kept (%s)", self, error)
-                    function = _dispatcher(self.function, None)
-                    result = function(*given)
+                function, result = self._load(given)
                 self.call = function
                 return result
         return self.call(*given)
 
+    def _load(self, given: tuple[Any, ...]) -> tuple[Callable[..., Any], Any]:
+        """Return the function in its compiled form, and the result of its first call."""
+        try:
+            folder: Any = kernel_folder(self._digest)
+        except OSError as error:  # its source cannot be read
+            folder = nullcontext(KernelFolder(None, str(error)))
+        with folder as found:
+            if found.distrusted is not None:
+                logger.warning(
+                    "%s can be written to by others: it is compiled again", found.distrusted
+                )
+            function, cache = _dispatcher(self.function, self.name, found)
+            try:
+                result = function(*given)
+            finally:
+                _compiling.discard(self.name)
+            if cache.complete and found.path is not None:
+                try:
+                    mark_as_kept(found.path)
+                except OSError as error:
+                    _warn_once(str(error))
+        return function, result
 
-def _dispatcher(function: Callable[..., Any], folder: Path | None) -> Callable[..., Any]:
-    """Return numba's form of a function, with its code kept in `folder`."""
+
+def compiling() -> bool:
+    """Return whether a kernel is being compiled right now, in any thread."""
+    return bool(_compiling)
+
+
+def compilations() -> int:
+    """Return how many times this process has begun to compile a kernel."""
+    return _begun[0]
+
+
+def not_kept() -> str:
+    """Return why code that this process compiled is not kept; empty if all of it is."""
+    return _not_kept[0] if _not_kept else ""
+
+
+def _dispatcher(
+    function: Callable[..., Any], name: str, folder: KernelFolder
+) -> tuple[Callable[..., Any], Any]:
+    """Return numba's form of a function, and what keeps its code in `folder`."""
     import numba
 
+    from streamadapt.kernel_cache import Watcher, kernel_cache
+
+    def begin() -> None:
+        _begun[0] += 1
+        _announce(name, kept=not folder.problem)
+        _compiling.add(name)
+
+    def end(problem: str) -> None:
+        _compiling.discard(name)
+        if problem:
+            _warn_once(problem)
+
     _register_marked()
-    compile_ = numba.njit(cache=folder is not None, nogil=True, **OPTIONS)
-    try:
-        with _numba_folder(folder):
-            found: Callable[..., Any] = compile_(function)
-    except RuntimeError as error:  # numba finds no file of the function, or cannot write
-        raise OSError(str(error)) from error
-    if folder is not None and not Path(found.stats.cache_path).is_relative_to(folder):  # type: ignore[attr-defined]
-        raise OSError(f"{folder} cannot be written to")
-    return found
+    found: Any = numba.njit(nogil=True, **OPTIONS)(function)
+    found._cache = kernel_cache(function, folder.path, folder.problem, Watcher(begin, end))
+    return found, found._cache
 
 
-@contextmanager
-def _numba_folder(folder: Path | None) -> Iterator[None]:
-    """Let numba keep what is declared inside in `folder`; a program's other functions stay where
-    they are."""
-    from numba.core import config
-
-    before = config.CACHE_DIR
-    config.CACHE_DIR = str(folder or "")
-    try:
-        yield
-    finally:
-        config.CACHE_DIR = before
+def _announce(name: str, *, kept: bool) -> None:
+    """Log that a kernel is compiled; for the first one, what that means."""
+    logger.debug("compiling %s", name)
+    if kept and not _announced.is_set():
+        _announced.set()
+        logger.info(
+            "compiling learners and guard: predictions wait for up to a minute, once for each "
+            "installation; streamadapt warm does it beforehand"
+        )
 
 
-def _prepared_folder(name: str) -> Path:
-    """Return the folder of a kernel, with what a folder that cannot be written to has of it."""
-    first, *others = _folders()
-    folder = first / name
-    if folder.is_dir() and not _is_trusted(folder, *folder.rglob("*")):
-        logger.warning("%s can be written to by others: it is compiled again", folder)
-        shutil.rmtree(folder)
-    folder.mkdir(mode=0o700, exist_ok=True)
-    for other in others:
-        files = [file for file in (other / name).rglob("*") if file.is_file()]
-        if not (folder / READY).is_file() and _is_trusted(other / name, *files):
-            for file in files:
-                copy = folder / file.relative_to(other / name)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, copy)
-    return folder
-
-
-def _forbid_writing(folder: Path) -> None:
-    """Let others read compiled code, and not write it, whatever the process's umask."""
-    for path in folder.rglob("*"):
-        path.chmod(path.stat().st_mode & ~_OTHERS_WRITE)
-    folder.chmod(0o755)
-
-
-def cache_folder() -> Path:
-    """Return the folder for compiled code.
-
-    ``STREAMADAPT_CACHE``, or ``streamadapt`` in ``XDG_CACHE_HOME`` (``~/.cache``). What lies there
-    is run, so a folder that others can write to is not used. If it cannot be written to, code is
-    read from it, and what it lacks is kept in a temporary folder and lost at the end.
-    """
-    return _folders()[0]
-
-
-@functools.cache
-def _folders() -> tuple[Path, ...]:
-    """Return where compiled code is written, and where else it is read."""
-    named, home = os.environ.get("STREAMADAPT_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    folder = Path(named or home or os.path.expanduser("~/.cache")) / (
-        "" if named else "streamadapt"
-    )
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        trusted, writable = _is_trusted(folder), os.access(folder, os.W_OK | os.X_OK)
-    except OSError:
-        trusted = writable = False
-    if trusted and writable:
-        return (folder,)
-    own = Path(tempfile.mkdtemp(prefix="streamadapt-"))
-    atexit.register(shutil.rmtree, own, ignore_errors=True)
-    if trusted:
-        return own, folder
-    logger.warning(
-        "%s can be written to by others, or cannot be made: what is compiled is kept for this "
-        "process only; STREAMADAPT_CACHE names another folder",
-        folder,
-    )
-    return (own,)
-
-
-def _is_trusted(*paths: Path) -> bool:
-    """Return whether these are there, and only root and this user can put code into them."""
-    if sys.platform == "win32":
-        return all(path.exists() for path in paths)
-    found = [path.stat() for path in paths if path.exists()]
-    return len(found) == len(paths) and all(
-        each.st_uid in (0, os.getuid()) and not each.st_mode & _OTHERS_WRITE for each in found
-    )
+def _warn_once(problem: str) -> None:
+    """Warn that compiled code is not kept: once for each process, since one cause concerns all."""
+    logger.debug("compiled code is not kept: %s", problem)
+    _not_kept.append(problem)
+    if len(_not_kept) == 1:
+        logger.warning(
+            "compiled code cannot be kept (%s): each start compiles learners and guard again, and "
+            "predictions wait for up to a minute. To mend this, let STREAMADAPT_CACHE name a "
+            "folder that only this user can write to, or one that streamadapt warm has filled",
+            problem,
+        )

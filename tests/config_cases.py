@@ -165,7 +165,7 @@ BROKEN = [
     ),
     ('kind = "supervised"', 'kind = "forecast"', "task.horizon", "it is needed"),
     # -- base
-    ("/base.safe", "/missing.safe", "base.weights", "a readable safetensors file"),
+    ("/base.safe", "/missing.safe", "base.weights", "streamadapt fit CONFIG HISTORY"),
     ("/base.safe", "/torn.safe", "base.weights", "a readable safetensors file"),
     ("/base.safe", "/stranger.safe", "base.weights", "written by streamadapt fit"),
     ("/base.safe", "/halfway.safe", "base.weights", "a whole file as streamadapt fit writes it"),

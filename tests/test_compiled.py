@@ -8,9 +8,11 @@ import importlib
 import json
 import logging
 import os
+import shutil
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import pytest
 
 import streamadapt
 from streamadapt import compiled as module
+from streamadapt import kernel_folder
 from streamadapt.compiled import ENABLED, Kernel, cache_folder, compiled, fingerprint
 
 needs_compiler = pytest.mark.skipif(not ENABLED, reason="nothing is compiled")
@@ -290,9 +293,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A cache folder for this process."""
     folder = tmp_path / "cache"
     monkeypatch.setenv("STREAMADAPT_CACHE", str(folder))
-    module._folders.cache_clear()
+    cache_folder.cache_clear()
+    monkeypatch.setattr(module, "_not_kept", [])
     yield folder
-    module._folders.cache_clear()
+    cache_folder.cache_clear()
 
 
 @compiled
@@ -325,9 +329,11 @@ def test_a_folder_that_others_can_write_to_is_not_used(
 ) -> None:
     cache.mkdir()
     cache.chmod(mode)
-    assert cache_folder() != cache
-    assert cache_folder().stat().st_mode & 0o777 == 0o700
-    assert "can be written to by others" in caplog.text
+    assert cache_folder().path is None
+    assert Kernel(sum_checked)(np.array([1.0])) == 1.0
+    assert not list(cache.iterdir())
+    if ENABLED:
+        assert "can be written to by others" in caplog.text
 
 
 @needs_compiler
@@ -339,7 +345,7 @@ def test_nor_a_kernel_that_others_can_write_to(
     try:
         assert Kernel(sum_checked)(np.array([1.0])) == 1.0
         assert not caplog.text
-        files = [f for f in Kernel(sum_checked).folder.rglob("*") if f.suffix == ".nbc"]
+        files = list(cache.rglob("*.nbc"))
         assert len(files) == 1
         assert not files[0].stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     finally:
@@ -351,14 +357,136 @@ def test_nor_a_kernel_that_others_can_write_to(
 
 
 def test_a_folder_is_made_for_its_user_alone(cache: Path) -> None:
-    assert cache_folder() == cache
+    assert cache_folder() == (cache, "")
     assert cache.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_folder_that_cannot_be_made_is_replaced(
+@needs_compiler
+def test_a_folder_that_cannot_be_made_costs_one_warning_for_all_kernels(
     tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    del cache
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("STREAMADAPT_CACHE", str(tmp_path / "file" / "cache"))
-    assert cache_folder().is_dir()
-    assert "cannot be made" in caplog.text
+    for name in ("first", "second"):
+        kernel = Kernel(sum_checked, name)
+        assert not kernel.ready
+        assert kernel(np.array([1.0])) == 1.0
+    (line,) = caplog.messages
+    for part in (str(tmp_path / "file" / "cache"), "each start", "a minute", "STREAMADAPT_CACHE"):
+        assert part in line
+    assert module.not_kept() in line
+
+
+@needs_compiler
+def test_no_home_folder_is_no_folder_in_the_working_directory(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del cache
+    monkeypatch.chdir(tmp_path)
+    for name in ("STREAMADAPT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert cache_folder() == (None, "this user has no home folder")
+    assert not list(tmp_path.iterdir())
+
+
+def a_file_instead_of_the_kernels_folder(cache: Path, kernel: Kernel, patch: Any) -> None:
+    del patch
+    cache.mkdir()
+    (cache / kernel._digest).write_text("")
+
+
+def a_lock_that_cannot_be_taken(cache: Path, kernel: Kernel, patch: Any) -> None:
+    del cache, kernel
+    patch.setattr(kernel_folder, "LOCK_S", 0.0)
+    patch.setattr(kernel_folder.FileLock, "acquire", refuse)
+
+
+def a_file_system_without_locks(cache: Path, kernel: Kernel, patch: Any) -> None:
+    del cache, kernel
+
+    def no_locks(*given: Any, **named: Any) -> None:
+        raise NotImplementedError("no locks here")
+
+    patch.setattr(kernel_folder.FileLock, "acquire", no_locks)
+
+
+def a_mark_that_cannot_be_written(cache: Path, kernel: Kernel, patch: Any) -> None:
+    del cache, kernel
+    patch.setattr(Path, "touch", refuse)
+
+
+def a_source_that_cannot_be_read(cache: Path, kernel: Kernel, patch: Any) -> None:
+    del cache, kernel
+    patch.setattr(Path, "read_bytes", refuse)
+
+
+def refuse(*given: Any, **named: Any) -> None:
+    raise OSError("refused")
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "fault",
+    [
+        a_file_instead_of_the_kernels_folder,
+        a_lock_that_cannot_be_taken,
+        a_file_system_without_locks,
+        a_mark_that_cannot_be_written,
+        a_source_that_cannot_be_read,
+    ],
+)
+def test_a_fault_of_the_folder_is_no_fault_of_the_kernel(
+    cache: Path, fault: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel(sum_checked)
+    with monkeypatch.context() as patch:
+        fault(cache, kernel, patch)
+        assert kernel(np.array([1.0])) == 1.0
+    (line,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert "compiled code cannot be kept" in line
+
+
+@needs_compiler
+@pytest.mark.parametrize("suffix", ["nbc", "nbi"])
+@pytest.mark.parametrize("content", [b"", b"damaged", b"\x80\x05X\x01"])
+def test_a_damaged_file_is_replaced(cache: Path, suffix: str, content: bytes) -> None:
+    assert Kernel(sum_checked)(np.array([1.0])) == 1.0
+    (file,) = cache.rglob(f"*.{suffix}")
+    file.write_bytes(content)
+    assert Kernel(sum_checked)(np.array([1.0])) == 1.0
+    assert file.read_bytes() != content
+    third = Kernel(sum_checked)
+    assert third(np.array([1.0])) == 1.0
+    assert sum(third.call.stats.cache_hits.values()) == 1  # type: ignore[attr-defined]
+    assert not module.not_kept()
+
+
+@needs_compiler
+def test_a_folder_that_was_removed_meanwhile_is_made_again(cache: Path) -> None:
+    first = Kernel(sum_checked)
+    assert first(np.array([1.0])) == 1.0
+    shutil.rmtree(cache)
+    assert first(np.array([1.0], np.float32)) == 1.0, "compiled for another type"
+    assert Kernel(sum_checked, "other")(np.array([1.0])) == 1.0
+    assert not module.not_kept()
+
+
+@needs_compiler
+def test_the_first_compilation_is_announced_once_for_whatever_kernel(
+    cache: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del cache
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(module, "_announced", threading.Event())
+    for name in ("first", "second"):
+        kernel = Kernel(sum_checked, name)
+        kernel(np.array([1.0]))
+        assert not module.compiling()
+    (line,) = caplog.messages
+    assert "streamadapt warm" in line
+    caplog.clear()
+    monkeypatch.setattr(module, "_announced", threading.Event())
+    Kernel(sum_checked, "first")(np.array([1.0]))
+    assert not caplog.messages, "it is loaded"

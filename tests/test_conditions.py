@@ -190,3 +190,25 @@ def test_ready_reports_trouble_of_source_and_sink():
     assert watchdog.ready()[0]
     engine.source.standing = Standing("broker b:1 is away")
     assert watchdog.ready() == (False, "broker b:1 is away")
+
+
+def test_the_duration_counts_from_the_beginning_and_not_from_the_warning(
+    conditions, clock, caplog
+):
+    caplog.set_level(logging.INFO)
+    clock.now += 6.0
+    conditions.begin(Condition.NO_ANSWER, "no broker answers", since=clock.now - 6.0)
+    clock.now += 10.0
+    conditions.end(Condition.NO_ANSWER, "connected again")
+    assert caplog.messages[-1].endswith("connected again after 16 s")
+
+
+def test_what_was_seen_before_a_condition_does_not_end_it(conditions, clock):
+    seen = clock.now
+    clock.now += 6.0
+    conditions.begin(Condition.NO_ANSWER, "no broker answers", since=seen)
+    clock.now += 10.0
+    conditions.end(Condition.NO_ANSWER, "connected again", at=seen)
+    assert conditions.holds(Condition.NO_ANSWER)
+    conditions.end(Condition.NO_ANSWER, "connected again", at=clock.now)
+    assert not conditions.holds(Condition.NO_ANSWER)

@@ -398,10 +398,15 @@ def test_the_template_passes_once_its_weights_exist(tmp_path, monkeypatch, capsy
     names what is missing."""
     monkeypatch.chdir(tmp_path)
     assert run_command(["init", "my.toml"]).code == 0
+    written = capsys.readouterr().out
+    assert "streamadapt fit my.toml HISTORY" in written
+    assert "streamadapt check my.toml" in written
     assert run_command(["init", "my.toml"]).code == 2
     assert "a file that does not exist yet, or --force" in capsys.readouterr().err
     assert run_command(["check", "my.toml"]).code == 2
-    assert "base.weights" in capsys.readouterr().err
+    refused = capsys.readouterr().err
+    assert "base.weights" in refused
+    assert "streamadapt fit CONFIG HISTORY" in refused
     make_weights(tmp_path / "base.safetensors", window=6, channels=2)
     assert run_command(["check", "my.toml"]).code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base.safetensors", "my.toml"]

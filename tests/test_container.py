@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from cli_helpers import CONFIG, ROWS, logging_as_before, prepare
 
 from streamadapt.app.demo.broker import free_port
+from streamadapt.compiled import ENABLED
 
 _logging = pytest.fixture(autouse=True)(logging_as_before)
 
@@ -38,7 +40,7 @@ exec unshare --user --map-user={UID} --map-group={UID} -- "$@"
 ALONE = ("unshare", "--user", "--map-root-user", "--mount", "--", "sh", "-c", CONFINED, "sh")
 
 
-def confined(writable, *command, cwd=None):
+def confined(writable, *command, cwd=None, **variables):
     """Run a command that can write to one folder only, without a home folder."""
     kept = {
         k: v
@@ -46,10 +48,10 @@ def confined(writable, *command, cwd=None):
         if not k.startswith(("PYTHON", "STREAMADAPT", "HOME", "XDG", "TMP"))
     }
     # PYTHONDONTWRITEBYTECODE is not set: the run must work without it.
-    environment = kept | {"HOME": "/nonexistent"}
+    environment = kept | {"HOME": "/nonexistent"} | variables
     return subprocess.run(
         [*ALONE, str(writable), *map(str, command)],
-        capture_output=True, text=True, check=False, timeout=120, cwd=cwd, env=environment,
+        capture_output=True, text=True, check=False, timeout=300, cwd=cwd, env=environment,
     )  # fmt: skip
 
 
@@ -80,9 +82,19 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(folder, writable):
-    command = [sys.executable, "-m", "streamadapt", "run", "config.toml", "--json", "--log-json"]
-    return confined(folder / writable, *command, cwd=folder)
+COMMAND = (
+    sys.executable, "-m", "streamadapt", "run", "config.toml", "--json", "--log-json",
+    "--log-level", "debug",
+)  # fmt: skip
+
+
+def run(folder, writable, **variables):
+    return confined(folder / writable, *COMMAND, cwd=folder, **variables)
+
+
+def messages(done, *levels):
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    return [line["message"] for line in lines if line["level"] in levels]
 
 
 @pytest.mark.slow
@@ -92,13 +104,34 @@ def test_a_run_needs_no_root_and_writes_to_its_state_only(folder):
     done = run(folder, "state")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["entries"] == ROWS
-    lines = [json.loads(line) for line in done.stderr.splitlines()]
-    (warning,) = [line for line in lines if line["level"] in ("warning", "error")]
-    assert "refused entries.csv[0]@150" in warning["message"], "the only bad record"
+    *unkept, refused = messages(done, "warning", "error")
+    assert "refused entries.csv[0]@150" in refused, "the only bad record"
+    assert len(unkept) == ENABLED, "one line for all kernels"
+    for line in unkept:
+        assert "/nonexistent/.cache/streamadapt cannot be made: Read-only file system" in line
+        assert "STREAMADAPT_CACHE" in line
     assert len((folder / "state" / "predictions.jsonl").read_text().splitlines()) > ROWS / 2
     again = run(folder, "state")
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["entries"] == ROWS
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ENABLED, reason="nothing is compiled")
+def test_a_run_reads_compiled_code_from_a_folder_that_it_cannot_write_to(folder):
+    """As in the image, whose kernels were compiled when it was built."""
+    cache = {"STREAMADAPT_CACHE": str(folder / "state" / "cache")}
+    first = run(folder, "state", **cache)
+    assert first.returncode == 0, first.stderr
+    assert any(line.startswith("compiling") for line in messages(first, "info"))
+    shutil.move(folder / "state" / "cache", folder / "cache")
+    shutil.rmtree(folder / "state" / "saved")
+    done = run(folder, "state", STREAMADAPT_CACHE=str(folder / "cache"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["entries"] == ROWS
+    (refused,) = messages(done, "warning", "error")
+    assert "refused entries.csv[0]@150" in refused
+    assert not [one for one in messages(done, "info", "debug") if one.startswith("compiling")]
 
 
 @pytest.mark.slow

@@ -231,6 +231,7 @@ def test_a_broker_that_goes_and_comes_back(
                 side: [text for text in lines(caplog, side) if any(w in text for w in AWAY[fault])]
                 for side in sides
             }
+            assert not [text for text in caplog.messages if "connected again" in text]
             assert one.metric("conditions_total", side="source", condition="no_answer") == 1
         finally:
             broker.signal(signal.SIGCONT) if fault == "frozen" else broker.start()

@@ -17,7 +17,7 @@ import streamadapt
 from streamadapt.config.registry import kinds
 
 FLOORS = (  # the lowest first; a room is a folder, or a file beside the folders
-    ("arguments", "errors", "version"),
+    ("arguments", "errors", "kernel_cache", "kernel_folder", "version"),
     ("clock", "compiled", "files", "records"),
     ("cholesky", "numbers"),
     ("config",),

@@ -144,7 +144,7 @@ IMPORTS: dict[tuple[str, str], str] = {
     ("streamadapt/app/demo/view.py", "subprocess"): "a type",
     ("streamadapt/models/builtin.py", "importlib"): "above",
     ("streamadapt/state/folder.py", "shutil"): "removes checkpoints; unpacks nothing",
-    ("streamadapt/compiled.py", "shutil"): "copies and removes compiled code; unpacks nothing",
+    ("streamadapt/kernel_folder.py", "shutil"): "removes compiled code; unpacks nothing",
     ("streamadapt/compiled.py", "importlib"): "versions of installed packages",
     ("streamadapt/learners/river.py", "importlib"): "above",
     ("streamadapt/config/registry.py", "importlib"): "above",

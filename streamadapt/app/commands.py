@@ -170,8 +170,8 @@ def init(
             "config", str(config), f"a file that can be written ({error})"
         ) from error
     print_line(
-        f"wrote {config}; edit it (streamadapt config TABLE explains the keys), then: "
-        f"streamadapt check {config}"
+        f"wrote {config}; edit it (streamadapt config TABLE explains the keys), then fit its "
+        f"base: streamadapt fit {config} HISTORY, and check it: streamadapt check {config}"
     )
 
 
@@ -282,15 +282,17 @@ def warm() -> None:
     """Compile the kernels of learners and guard, so that the first run starts at once.
 
     Needed once for each installation. What is compiled is kept in ~/.cache/streamadapt, or in
-    the folder that STREAMADAPT_CACHE names.
+    the folder that STREAMADAPT_CACHE names. Exit code 2: it cannot be kept there.
     """
     from streamadapt.app.terminal import progress
     from streamadapt.app.warming import warm
-    from streamadapt.compiled import cache_folder
+    from streamadapt.compiled import cache_folder, not_kept
 
     with progress("compiling") as shown:
         count = warm(lambda name, done, total: shown(done, total) if shown is not None else None)
-    print_line(f"{count} kernels are compiled, in {cache_folder()}")
+    if not_kept():  # the reason is in the log already
+        raise typer.Exit(2)
+    print_line(f"{count} kernels are compiled, in {cache_folder().path}")
 
 
 @app.command()

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any, cast
 
 import numpy as np
-import torch
 
 from streamadapt.config.registry import kinds
 from streamadapt.drift.compiled import COMPILED
@@ -16,8 +15,8 @@ from streamadapt.drift.signals import UsualError
 from streamadapt.guard.base import Mixture
 from streamadapt.guard.two_layer import TwoLayer
 from streamadapt.learners.compiled import CompiledLearner
-from streamadapt.models.contract import Spec
 from streamadapt.pipeline.intervals import Intervals
+from streamadapt.pipeline.kernels import try_guard, try_learner
 from streamadapt.pipeline.label_requests import LabelRequests
 from streamadapt.pipeline.stats import Stats
 from streamadapt.tasks import Matured, Supervised
@@ -49,7 +48,7 @@ def warm(show: Callable[[str, int, int], None]) -> int:
 
 def pieces() -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield what uses kernels, by name, with a call that compiles or loads them."""
-    yield "the guard", _guard
+    yield "the guard", partial(try_guard, TwoLayer(), ["base", "expert"], 1, Absolute())
     yield "loss estimates", _estimates
     yield "intervals", _intervals
     yield "outliers", _outliers
@@ -66,18 +65,9 @@ def _building(learner: type[CompiledLearner]) -> Callable[[], object]:
     def build() -> None:
         for made in learner.variants():
             for kind in sorted(made.kinds):
-                made.build(_spec(kind))
+                try_learner(made, kind)
 
     return build
-
-
-def _guard() -> None:
-    guard = TwoLayer()
-    guard.build(("base", "expert"), 1, 1, Absolute(), np.ones(1))
-    experts = np.zeros((2, 1, 1))
-    mixture = guard.mix(experts)
-    known = np.ones((1, 1), np.bool_)
-    guard.update(experts, mixture.aggregator_outputs, np.zeros((1, 1)), known)
 
 
 def _estimates() -> None:
@@ -107,8 +97,3 @@ def _signals() -> None:
 
 def _detector(name: Any) -> None:
     DriftMonitor(name).update(1.0)
-
-
-def _spec(kind: Any) -> Spec:
-    one = torch.ones(1, dtype=torch.float32)
-    return Spec(kind, 1, 1, 1, 1, one, one, one, one, torch.device("cpu"))

@@ -12,6 +12,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
+from streamadapt.compiled import compilations, compiling
 from streamadapt.engine.engine import Engine
 from streamadapt.engine.metrics import Metrics
 
@@ -24,6 +25,10 @@ CHECKS = 4
 CHECK_INTERVAL_S = 1.0
 """Interval of the checks of source and sinks: their faults must be logged even while the loop
 waits for one of them."""
+COMPILING = (
+    "compiling learners and guard (first start of this installation, up to a minute); "
+    "streamadapt warm does it beforehand"
+)
 
 
 class Watchdog:
@@ -54,6 +59,8 @@ class Watchdog:
             return False, f"the loop has not moved for {self._after_s:g} s"
         if self._engine.stopping:
             return False, "draining"
+        if compiling() or (self._engine.preparing and compilations()):
+            return False, COMPILING
         if not self._engine.opened:
             return False, "its state is being restored"
         if why := self._engine.trouble:
@@ -94,7 +101,7 @@ class Watchdog:
                 continue
             due += every_s
             heartbeat = self._engine.heartbeat
-            still = still + 1 if heartbeat == seen else 0
+            still = still + 1 if heartbeat == seen and not compiling() else 0
             seen = heartbeat
             stalled = still >= CHECKS
             if stalled != self.stalled:

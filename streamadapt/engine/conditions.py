@@ -85,6 +85,7 @@ NOTHING: Final = Standing()
 class _Held:
     text: str
     since: float
+    noticed: float
     holders: set[str]
 
 
@@ -127,7 +128,9 @@ class Conditions:
         self._began: Counter[Condition] = Counter()
         self.answered = False
 
-    def begin(self, condition: Condition, text: str, holder: str = "") -> None:
+    def begin(
+        self, condition: Condition, text: str, holder: str = "", since: float | None = None
+    ) -> None:
         """Begin a condition; log one line, unless the condition already holds or ended within the
         last `AGAIN_S`.
 
@@ -138,6 +141,9 @@ class Conditions:
         holder : str
             The part of the side that has the condition. The side's condition ends when it has
             ended for all parts.
+        since : float, s, optional
+            When it really began, by the clock of this object: a silence begins with the last
+            answer, and is noticed later. Default: now.
         """
         with self._lock:
             held = self._held.get(condition)
@@ -145,25 +151,33 @@ class Conditions:
                 held.holders.add(holder)
                 return
             now, text = self._clock(), scrubbed(text)
-            ended_at, since = self._ended.pop(condition, (float("-inf"), now))
+            since = now if since is None else min(now, since)
+            ended_at, earlier = self._ended.pop(condition, (float("-inf"), now))
             if now - ended_at < AGAIN_S:
-                self._held[condition] = _Held(text, since, {holder})
+                self._held[condition] = _Held(text, earlier, now, {holder})
                 return
-            self._held[condition] = _Held(text, now, {holder})
+            self._held[condition] = _Held(text, since, now, {holder})
             self._began[condition] += 1
         self._log.warning("%s: %s", self.what, text)
 
-    def end(self, condition: Condition, text: str, holder: str = "") -> None:
+    def end(
+        self, condition: Condition, text: str, holder: str = "", at: float | None = None
+    ) -> None:
         """End a condition for a part; if it was the last part, log one line with the duration.
 
         Parameters
         ----------
         text : str
             What works again.
+        at : float, s, optional
+            When that was seen, by the clock of this object. What was seen before the condition
+            was noticed does not end it. Default: now.
         """
         with self._lock:
             held = self._held.get(condition)
             if held is None or holder not in held.holders:
+                return
+            if at is not None and at <= held.noticed:
                 return
             held.holders.discard(holder)
             if held.holders:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from streamadapt.clock import Clock, SystemClock
+from streamadapt.compiled import compilations
 from streamadapt.engine.conditions import Standing
 from streamadapt.engine.guarantees import delivery_of
 from streamadapt.engine.lost_partitions import LostPartitions
@@ -24,6 +25,7 @@ from streamadapt.engine.summary import summarise
 from streamadapt.engine.tally import Tally
 from streamadapt.engine.time_watch import TimeWatch
 from streamadapt.errors import EntryError, Loss, TransactionLostError
+from streamadapt.pipeline.kernels import Step
 from streamadapt.pipeline.keyed import KeyedPipeline
 from streamadapt.pipeline.pipeline import Pipeline
 from streamadapt.records import (
@@ -74,6 +76,10 @@ class Engine:
         Called at every named step of a checkpoint; tests raise from it.
     heartbeat : int
         Counts up with every poll and every batch of records; shows a watchdog that the loop runs.
+    kernels : sequence of (str, callable)
+        What `run` compiles or loads before it opens the source: see `kernel_steps`.
+    preparing : bool
+        Whether `run` compiles or loads `kernels` right now.
     opened : bool
         Whether `run` has opened the source and restored the partitions assigned at once.
     drained : bool
@@ -111,6 +117,8 @@ class Engine:
         self._lost = LostPartitions()
         self.stopping = False
         self.heartbeat = 0
+        self.kernels: Sequence[Step] = ()
+        self.preparing = False
         self.opened = False
         self.drained = False
         self.closing = False
@@ -179,6 +187,7 @@ class Engine:
 
     def _run(self) -> dict[str, Any]:
         try:
+            self._prepare()
             self.source.open(self)
             self.opened = True
             while not self.stopping and not self.step():
@@ -202,6 +211,30 @@ class Engine:
             "stopped: %d entries, %d predictions", summary["entries"], summary["predictions"]
         )
         return summary
+
+    def _prepare(self) -> None:
+        """Compile what is not compiled yet: in the middle of the stream, predictions would wait
+        for it, and a consumer group would lose this member."""
+        before, began = compilations(), self.clock.monotonic()
+        self.preparing = True
+        for i, (name, prepare) in enumerate(self.kernels, 1):
+            if self.stopping:
+                break
+            self.heartbeat += 1
+            known = compilations()
+            try:
+                prepare()
+            except Exception:
+                if self.stopping:
+                    raise
+                # the pipeline meets it again, and handles it
+                _LOG.debug("the kernels of %s were not prepared", name, exc_info=True)
+            if compilations() > known:
+                _LOG.info("compiled %s (%d of %d)", name, i, len(self.kernels))
+        self.kernels, self.preparing = (), False
+        if compilations() > before:
+            took_s = self.clock.monotonic() - began
+            _LOG.info("everything is compiled, after %.0f s", took_s)
 
     def _last_checkpoint_done(self) -> bool:
         """Write the last checkpoint; return False if a transaction was lost during it, and the

@@ -23,7 +23,7 @@ from streamadapt.models.steps import (
     linear,
     persistence,
 )
-from streamadapt.models.weights import read_tensors
+from streamadapt.models.weights import check_fitted, read_tensors
 
 __all__ = ["Linear", "Persistence", "load_module"]
 
@@ -213,8 +213,10 @@ class Linear(Base):
         Raises
         ------
         ConfigError
-            If the file was not written by ``streamadapt fit`` or `save`, or is incomplete.
+            If the file does not exist, was not written by ``streamadapt fit`` or `save`, or is
+            incomplete.
         """
+        check_fitted(weights, "base.weights")
         tensors, metadata = read_tensors(weights, "base.weights")
         if metadata.get("format") != "streamadapt-linear-1":
             raise ConfigError("base.weights", str(weights), "a file written by streamadapt fit")

@@ -15,7 +15,7 @@ from streamadapt.errors import ConfigError
 from streamadapt.models.builtin import Linear
 from streamadapt.models.contract import Base, TaskKind
 from streamadapt.models.fit import scaling_of
-from streamadapt.models.weights import read_tensors
+from streamadapt.models.weights import check_fitted, read_tensors
 from streamadapt.records import Batch
 
 __all__ = ["Scaling", "give_scaling"]
@@ -68,6 +68,7 @@ def give_scaling(base: Base, given: Any, kind: TaskKind, channels: int | None = 
 def _tensors(given: Any) -> dict[str, Tensor]:
     """Return the tensors of a file or a table, by name."""
     if isinstance(given, str):
+        check_fitted(Path(given), "base.scaling")
         tensors, metadata = read_tensors(Path(given), "base.scaling")
         if metadata.get("format") != FORMAT:
             raise ConfigError(

@@ -8,6 +8,7 @@ would change the running model.
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any, Final
@@ -20,12 +21,30 @@ from torch import Tensor
 from streamadapt.errors import ConfigError
 from streamadapt.files import MAX_WEIGHTS_BYTES, read_regular
 
-__all__ = ["read_tensors"]
+__all__ = ["check_fitted", "read_tensors"]
 
 MOST_HEADER: Final = 1 << 24
 """The largest header that is read: 16 MiB, about a hundred thousand tensors."""
 TYPES: Final = frozenset({"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"})
 FIELDS: Final = {"dtype", "shape", "data_offsets"}
+
+
+def check_fitted(file: Path, path: str) -> None:
+    """Raise `ConfigError` with the command that makes a file, if ``streamadapt fit`` has not
+    written it yet.
+
+    Parameters
+    ----------
+    path : str
+        The setting that the error names.
+    """
+    if not os.path.lexists(file):
+        raise ConfigError(
+            path,
+            str(file),
+            "a file that exists; this one is made from a file of past entries: streamadapt fit "
+            "CONFIG HISTORY",
+        )
 
 
 def read_tensors(

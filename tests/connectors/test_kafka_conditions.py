@@ -12,10 +12,13 @@ from kafka.errors import KafkaTimeoutError
 from kafka.future import Future
 from kafka.structs import OffsetAndMetadata
 from streamadapt_connectors.kafka.answers import FETCH, PRODUCE, Answers
+from streamadapt_connectors.kafka.client import Link
 from streamadapt_connectors.kafka.client_log import ClientLog
 from streamadapt_connectors.kafka.deliveries import SINK_CONDITIONS, Deliveries
 from streamadapt_connectors.kafka.group_offsets import OWN_COMMIT, moved_by_others, moved_text
 from streamadapt_connectors.kafka.open_transactions import OpenTransactions
+from streamadapt_connectors.kafka.places import MissingTopicError
+from streamadapt_connectors.kafka.words import deleted, with_article
 
 from streamadapt.engine.conditions import Condition, Conditions
 
@@ -70,9 +73,42 @@ class TestAnswers:
         first, second = sent(answers, FetchRequest()), sent(answers, FetchRequest(), 2)
         clock.now += 10.0
         first.success(object())
+        clock.now += 0.1
         assert answers.overdue(FETCH).node == 2
         second.failure(KafkaTimeoutError())
+        assert answers.overdue(FETCH).node == 2
+        answers.greeted(2)
         assert answers.overdue(FETCH) is None
+
+    @pytest.mark.parametrize(
+        ("request_", "node", "known", "over"),
+        [
+            (None, 1, True, True),  # a new connection on which the broker has answered
+            (None, 2, True, False),
+            (None, 2, False, True),  # the silent one no longer belongs to the cluster
+            (MetadataRequest(), 2, True, False),
+            (ProduceRequest(), 2, True, True),  # another broker does its work now
+        ],
+    )
+    def test_a_request_that_was_given_up_counts_until_an_answer_that_shows_work(
+        self, clock, request_, node, known, over
+    ):
+        """The client gives up after 30 s, closes the connection, and opens another one: a stopped
+        process accepts it, and says nothing."""
+        answers = Answers(clock)
+        late = sent(answers, ProduceRequest())
+        clock.now += 29.0
+        assert answers.overdue(PRODUCE).age_s == 29.0
+        clock.now += 1.0
+        late.failure(KafkaTimeoutError())
+        clock.now += 4.0
+        assert answers.overdue(PRODUCE).age_s == 34.0
+        clock.now += 1.0
+        if request_ is None:
+            answers.greeted(node)
+        else:
+            sent(answers, request_, node).success(object())
+        assert (answers.overdue(PRODUCE, lambda node: known) is None) is over
 
     def test_another_request_counts_only_if_no_broker_answers(self, clock):
         answers = Answers(clock)
@@ -136,6 +172,44 @@ def warnings(caplog):
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+class AddOffsetsToTxnRequest:
+    pass
+
+
+class ApiVersionsRequest:
+    pass
+
+
+def test_a_request_has_a_readable_name(clock):
+    answers = Answers(clock)
+    for request, name in (
+        (AddOffsetsToTxnRequest(), "an add offsets to transaction"),
+        (ApiVersionsRequest(), "an API versions"),
+        (FetchRequest(), "a fetch"),
+        (MetadataRequest(), "a metadata"),
+    ):
+        future = sent(answers, request)
+        clock.now += 10.0
+        assert with_article(answers.overdue(PRODUCE).kind) == name
+        future.success(object())
+        clock.now += 1.0
+
+
+def test_several_missing_topics_are_named_in_the_plural():
+    assert str(MissingTopicError(["entries"])).startswith(
+        "topic entries does not exist, and an engine does not create the topics that it reads: "
+        "create it, or"
+    )
+    assert str(MissingTopicError(["entries", "labels"])).startswith(
+        "topics entries and labels do not exist, and an engine does not create the topics that "
+        "it reads: create them, or"
+    )
+    assert deleted(["entries", "labels"]) == (
+        "topics entries and labels do not exist: they were deleted; waiting for them to be "
+        "created again"
+    )
+
+
 class TestDeliveries:
     def test_deliveries_acknowledged_in_time_are_not_reported(self, deliveries, clock, caplog):
         for _ in range(100):
@@ -155,7 +229,7 @@ class TestDeliveries:
                 deliveries.look(quiet="", refusal=(0, "NotLeaderForPartition"))
             assert deliveries.age_s == 20.0
             assert conditions.trouble.startswith(
-                "topic out has not acknowledged 1 records, the oldest for 6 s"
+                "topic out has not acknowledged 1 record, the oldest for 6 s"
             )
             assert "partition 0: NotLeaderForPartition" in conditions.trouble
             future.success(None)
@@ -163,7 +237,7 @@ class TestDeliveries:
         assert len(caplog.records) == 2
         assert (
             caplog.records[1].getMessage()
-            == "sink x: topic out has acknowledged everything that waited after 14 s"
+            == "sink x: topic out has acknowledged everything that waited after 20 s"
         )
 
     def test_the_oldest_delivery_counts_even_if_newer_ones_are_acknowledged(
@@ -184,8 +258,67 @@ class TestDeliveries:
                 quiet="broker b:1 is frozen" if clock.now > 105.0 else "", refusal=None
             )
         assert warnings(caplog) == [
-            "sink x: broker b:1 is frozen; 1 records are not acknowledged, the oldest for 7 s"
+            "sink x: broker b:1 is frozen; 1 record is not acknowledged, the oldest for 7 s"
         ]
+
+    def test_only_an_answer_after_the_silence_ends_it(self, deliveries, conditions, clock, caplog):
+        """That the client is connected again, or that earlier acknowledgements are read, is
+        none."""
+        caplog.set_level(logging.INFO, "streamadapt")
+        link = Link(conditions, answered_at=deliveries.answered_at)
+        deliveries.answered_at(clock.now)
+        link.up()
+        for _ in range(8):
+            clock.now += 1.0
+            deliveries.look(
+                quiet="broker b:1 is frozen" if clock.now > 106.0 else "", refusal=None
+            )
+        assert conditions.holds(Condition.NO_ANSWER)
+        for _ in range(20):
+            clock.now += 1.0
+            deliveries.look(quiet="", refusal=None)
+            link.up()
+        assert conditions.holds(Condition.NO_ANSWER)
+        deliveries.answered_at(clock.now)
+        deliveries.look(quiet="", refusal=None)
+        assert not conditions.holds(Condition.NO_ANSWER)
+        assert [line.getMessage() for line in caplog.records[1:]] == [
+            "sink x: broker b:1 is frozen", "sink x: connected again after 28 s",
+        ]  # fmt: skip
+
+    def test_a_connection_is_up_again_only_after_an_answer(self, conditions, clock, caplog):
+        answered = [clock.now]
+        link = Link(conditions, answered_at=lambda: answered[0])
+        link.up()
+        clock.now += 30.0
+        link.down("no broker answers")
+        clock.now += 10.0
+        link.up()
+        assert link.state == "connecting"
+        answered[0] = clock.now
+        with caplog.at_level(logging.INFO, "streamadapt"):
+            link.up()
+        assert link.state == "connected"
+        assert caplog.messages[-1] == "sink x: connected again after 40 s"
+
+    def test_a_delivery_that_the_client_gave_up_still_waits(
+        self, deliveries, conditions, clock, caplog
+    ):
+        """It is sent again; that is no acknowledgement."""
+        deliveries.posted(given_up := Future())
+        for _ in range(30):
+            clock.now += 1.0
+            deliveries.look(quiet="", refusal=None)
+        given_up.failure(KafkaTimeoutError())
+        deliveries.posted(again := Future())
+        for _ in range(3):
+            deliveries.look(quiet="", refusal=None)
+            assert conditions.holds(Condition.UNACKNOWLEDGED)
+            clock.now += 1.0
+        again.success(None)
+        with caplog.at_level(logging.INFO, "streamadapt"):
+            deliveries.look(quiet="", refusal=None)
+        assert caplog.messages[-1].endswith("everything that waited after 33 s")
 
     def test_a_paused_process_does_not_blame_the_broker(self, deliveries, clock, caplog):
         deliveries.look(quiet="no answer for 60 s", refusal=None)
@@ -258,7 +391,7 @@ class TestOpenTransactions:
         assert "12 records" in caplog.text
         with caplog.at_level(logging.INFO, "streamadapt"):
             self.stand(watch, clock, 1, stable=22, position=22)
-        assert "the transaction has ended after" in caplog.text
+        assert "the transaction has ended after 40 s" in caplog.text
         assert not condition.holds(Condition.OPEN_TRANSACTION)
 
     def test_short_transactions_in_sequence_are_not_reported(self, watch, clock, caplog):

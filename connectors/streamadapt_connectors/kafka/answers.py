@@ -11,7 +11,9 @@ from typing import Any, Final
 
 from kafka import errors as kafka_errors
 
-__all__ = ["FETCH", "PRODUCE", "Answers", "Overdue", "Silence"]
+from streamadapt_connectors.kafka.words import request_name
+
+__all__ = ["FETCH", "PRODUCE", "Answers", "Overdue", "Silence", "answered_or_none"]
 
 SILENT_S: Final = 5.0
 """A broker that answers later than this after the allowed time is paused, frozen or overloaded."""
@@ -33,7 +35,7 @@ class Overdue:
     node : object
         kafka-python's id of the broker.
     kind : str
-        ``fetch``, ``produce``, ``metadata`` and so on.
+        ``fetch``, ``produce``, ``end transaction`` and so on.
     age_s : float, s
         The time since it was sent.
     """
@@ -63,6 +65,8 @@ class Answers:
     ----------
     forgotten : bool
         Whether a broker has reported that it no longer knows the producer's transactional id.
+    answered_at : float, s
+        When a broker has answered last, monotonic; ``-inf`` if none has.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -70,20 +74,25 @@ class Answers:
         self._clock = clock
         self._asked: dict[int, _Asked] = {}
         self._numbers = itertools.count()
-        self._answered_at = float("-inf")
+        self.answered_at = float("-inf")
+        # by broker, and by kind of request
+        self._answered: dict[Any, float] = {}
+        # the newest overdue request, and when it was last seen to be overdue
+        self._late: tuple[_Asked, float] | None = None
         self._refused: dict[tuple[str, int], str] = {}
 
     def sent(self, request: Any, node: Any, future: Any) -> None:
         """Record a request and the future of its answer."""
         if future.is_done:
             return
-        kind = type(request).__name__.removesuffix("Request").lower()
+        kind = request_name(type(request))
         number = next(self._numbers)
         self._asked[number] = _Asked(node, kind, self._clock(), _allowed_s(request))
 
         def answered(response: Any) -> None:
             self._asked.pop(number, None)
-            self._answered_at = self._clock()
+            self.greeted(node)
+            self._answered[kind] = self.answered_at
             if (
                 getattr(response, "error_code", 0)
                 == kafka_errors.InvalidProducerIdMappingError.errno
@@ -98,12 +107,24 @@ class Answers:
         future.add_callback(answered)
         future.add_errback(failed)
 
-    def overdue(self, kind: str) -> Overdue | None:
+    def greeted(self, node: Any) -> None:
+        """Record that a broker has answered: a request, or the first one of a new connection."""
+        self.answered_at = self._answered[node] = self._clock()
+
+    def overdue(
+        self, kind: str, known: Callable[[Any], bool] = lambda node: True
+    ) -> Overdue | None:
         """Return the oldest request that should have been answered `SILENT_S` ago, if it shows
         that no work is done.
 
         A request of this kind shows it. A request of another kind shows it only if no broker has
         answered any request since: with several brokers the client asks another broker next time.
+        A request that the client has given up counts until there is an answer.
+
+        Parameters
+        ----------
+        known : callable (node) -> bool
+            Whether a broker still belongs to the cluster.
         """
         now = self._clock()
         for number, asked in list(self._asked.items()):
@@ -113,12 +134,22 @@ class Answers:
             asked
             for asked in list(self._asked.values())
             if now - asked.at >= asked.allowed_s + SILENT_S
-            and (asked.kind == kind or self._answered_at < asked.at)
+            and (asked.kind == kind or self.answered_at < asked.at)
         ]
-        if not late:
+        if late:
+            self._late = min(late, key=lambda asked: asked.at), now
+        elif self._late is not None and self._is_over(*self._late, kind, known):
+            self._late = None
+        if self._late is None:
             return None
-        oldest = min(late, key=lambda asked: asked.at)
+        oldest = self._late[0]
         return Overdue(oldest.node, oldest.kind, now - oldest.at)
+
+    def _is_over(self, late: _Asked, seen: float, kind: str, known: Callable[[Any], bool]) -> bool:
+        """Return whether an answer came after a request was last seen to be overdue."""
+        if late.kind != kind or not known(late.node):
+            return self.answered_at >= seen
+        return max(self._answered.get(one, 0.0) for one in (late.node, kind)) >= seen
 
     def refusal(self, topic: str) -> tuple[int, str] | None:
         """Return a partition of a topic that did not store the newest records, and the broker's
@@ -168,6 +199,12 @@ class Silence:
         elif self._clock() - self._since >= HOLD_S:
             return quiet
         return ""
+
+
+def answered_or_none(at: float) -> float | None:
+    """Return the moment of the last answer as `Conditions.begin` takes it; None if there was
+    none."""
+    return None if at == float("-inf") else at
 
 
 def _allowed_s(request: Any) -> float:

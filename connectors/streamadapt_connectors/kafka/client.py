@@ -21,7 +21,7 @@ from kafka.protocol.producer import InitProducerIdRequest, ProduceRequest
 from streamadapt.config.secrets import remember, scrubbed, without_credentials
 from streamadapt.engine.conditions import Condition, Conditions
 from streamadapt.errors import ConfigError, ConnectorError
-from streamadapt_connectors.kafka.answers import PRODUCE, Answers
+from streamadapt_connectors.kafka.answers import PRODUCE, Answers, answered_or_none
 from streamadapt_connectors.kafka.client_log import forward_client_log
 from streamadapt_connectors.kafka.greeting import (
     address_reason,
@@ -31,6 +31,7 @@ from streamadapt_connectors.kafka.greeting import (
 )
 from streamadapt_connectors.kafka.records import read_any_header_name
 from streamadapt_connectors.kafka.security import check_security, refusal_of
+from streamadapt_connectors.kafka.words import with_article
 
 __all__ = ["CONNECTION", "Client", "Link", "Reach", "Setup", "check_security"]
 
@@ -65,10 +66,18 @@ class Link:
         Stores and reports the problems.
     holder : str
         See `Conditions.begin`.
+    answered_at : callable () -> float, optional
+        Returns when the broker has answered last (monotonic, s).
     """
 
-    def __init__(self, conditions: Conditions, holder: str = "") -> None:
+    def __init__(
+        self,
+        conditions: Conditions,
+        holder: str = "",
+        answered_at: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._conditions = conditions
+        self._answered_at = answered_at
         self._holder = holder
         self._state = "connecting"
         self._why: str | None = None
@@ -81,10 +90,15 @@ class Link:
         return self._state
 
     def up(self) -> None:
-        """Record that the broker answers."""
+        """Record that the broker answers; what it had answered before it fell silent does not
+        count."""
         again = " again" if self._conditions.answered else ""
         waited = self._conditions.holds(Condition.NO_ANSWER, self._holder)
-        self._conditions.end(Condition.NO_ANSWER, f"connected{again}", self._holder)
+        self._conditions.end(
+            Condition.NO_ANSWER, f"connected{again}", self._holder, self._answered_at()
+        )
+        if self._conditions.holds(Condition.NO_ANSWER, self._holder):
+            return
         self._conditions.end(Condition.TOPIC_MISSING, f"the topic exists{again}", self._holder)
         if not self._conditions.answered and not waited:
             log.info("%s: connected", self._conditions.what)
@@ -102,7 +116,9 @@ class Link:
         why = scrubbed(why)
         text = f"{why}; trying again until it works"
         known = self._conditions.holds(condition)
-        self._conditions.begin(condition, text, self._holder)
+        silent = condition is Condition.NO_ANSWER
+        since = answered_or_none(self._answered_at()) if silent else None
+        self._conditions.begin(condition, text, self._holder, since)
         # A different reason may be another wrong setting: log it, too.
         if known and not self._conditions.answered and why != self._why:
             log.warning("%s: %s", self._conditions.what, text)
@@ -227,6 +243,11 @@ class Client:
             client.connected(broker.node_id) for broker in client.cluster.brokers()
         )
 
+    @property
+    def answered_at(self) -> float:
+        """When a broker has answered this client last (monotonic, s); ``-inf`` if none has."""
+        return float("-inf") if self._manager is None else self._manager.answers.answered_at
+
     def quiet(self, kind: str) -> str:
         """Return a message for the operator if no broker answers; empty if a broker answers.
 
@@ -238,9 +259,12 @@ class Client:
         manager = self._manager
         if manager is None or manager.silent:
             return ""
-        late = manager.answers.overdue(kind)
+        cluster = manager.cluster
+        late = manager.answers.overdue(
+            kind, lambda node: cluster.broker_metadata(node) is not None
+        )
         if late is not None:
-            broker = manager.cluster.broker_metadata(late.node)
+            broker = cluster.broker_metadata(late.node)
             where = "a broker" if broker is None else f"broker {broker.host}:{broker.port}"
             waits = (
                 ", or waits for another broker that has a replica of the topic"
@@ -248,8 +272,9 @@ class Client:
                 else ""
             )
             return (
-                f"{where} keeps its connection open but has not answered a {late.kind} request "
-                f"for {late.age_s:.0f} s: it is paused, frozen or overloaded{waits}; "
+                f"{where} keeps its connection open but has not answered "
+                f"{with_article(late.kind)} request for {late.age_s:.0f} s: it is paused, "
+                f"frozen or overloaded{waits}; "
                 f"look at {'the brokers' if waits else 'that broker'}"
             )
         if self.answers():
@@ -375,6 +400,7 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
 
     def _made(self, node_id: Any) -> None:
         self.failure = None
+        self.answers.greeted(node_id)
         self._unreachable.pop(node_id, None)
         self._reached.add(node_id)
 

@@ -8,8 +8,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
+from kafka.errors import BrokerResponseError
+
 from streamadapt.engine.conditions import Condition, Conditions
-from streamadapt_connectors.kafka.answers import Silence
+from streamadapt_connectors.kafka.answers import Silence, answered_or_none
+from streamadapt_connectors.kafka.words import counted
 
 __all__ = ["SINK_CONDITIONS", "Deliveries"]
 
@@ -58,6 +61,7 @@ class Deliveries:
         self._waiting: deque[tuple[float, Any]] = deque()
         self._lost_since: float | None = None
         self._silence = Silence(clock)
+        self._answered_at = float("-inf")
 
     def posted(self, future: Any) -> None:
         """Record that a record was sent; kafka-python's `future` is done when the record is
@@ -94,9 +98,12 @@ class Deliveries:
 
     def _drop_done(self) -> None:
         while self._waiting and self._waiting[0][1].is_done:
-            _, future = self._waiting.popleft()
+            at, future = self._waiting.popleft()
             if not future.failed():
                 self._lost_since = None
+            elif not isinstance(future.exception, BrokerResponseError):
+                # no broker has answered: the record is sent again, and waits since then
+                self._lost_since = at if self._lost_since is None else self._lost_since
 
     def begun(self) -> None:
         """Record that a new producer is ready.
@@ -107,6 +114,12 @@ class Deliveries:
         with self._lock:
             if not self.conditions.holds(Condition.TOO_FEW_REPLICAS, self.holder):
                 self._lost_since = None
+
+    def answered_at(self, at: float = float("-inf")) -> float:
+        """Note when a broker has answered the present client; return when one has answered this
+        client or an earlier one last (``-inf``: never)."""
+        self._answered_at = max(self._answered_at, at)
+        return self._answered_at
 
     def look(self, *, quiet: str, refusal: tuple[int, str] | None, connected: bool = True) -> None:
         """Compare the sent with the acknowledged records, and report the reason for a delay.
@@ -122,11 +135,15 @@ class Deliveries:
         """
         age_s, waiting = self.age_s, self.waiting
         confirmed = self._silence.confirm(quiet)
+        answered_at = self.answered_at()
         if not quiet and connected:
-            self.conditions.end(Condition.NO_ANSWER, "connected again", self.holder)
+            self.conditions.end(Condition.NO_ANSWER, "connected again", self.holder, answered_at)
         if confirmed:
             self.conditions.begin(
-                Condition.NO_ANSWER, quiet + self._behind(waiting, age_s), self.holder
+                Condition.NO_ANSWER,
+                quiet + self._behind(waiting, age_s),
+                self.holder,
+                answered_or_none(answered_at),
             )
         self._look_at_refusals(age_s, refusal)
         self._look_at_age(age_s, waiting, refusal, known=bool(quiet))
@@ -145,6 +162,7 @@ class Deliveries:
                 "and records wait; restart the brokers that have its replicas, or lower "
                 "min.insync.replicas of the topic",
                 self.holder,
+                self._clock() - age_s,
             )
 
     def _look_at_age(
@@ -163,9 +181,11 @@ class Deliveries:
             )
             self.conditions.begin(
                 late,
-                f"topic {self._topic} has not acknowledged {waiting} records, the oldest for "
+                f"topic {self._topic} has not acknowledged {counted(waiting, 'record')}, "
+                f"the oldest for "
                 f"{age_s:.0f} s ({why}); check the topic's leaders and the load of the brokers",
                 self.holder,
+                self._clock() - age_s,
             )
 
     def _says_why(self) -> bool:
@@ -174,7 +194,8 @@ class Deliveries:
 
     def _behind(self, waiting: int, age_s: float) -> str:
         return (
-            f"; {waiting} records are not acknowledged, the oldest for {age_s:.0f} s"
+            f"; {counted(waiting, 'record')} {'is' if waiting == 1 else 'are'} not acknowledged, "
+            f"the oldest for {age_s:.0f} s"
             if waiting
             else ""
         )

@@ -93,7 +93,9 @@ class OpenTransactions:
         ):
             return
         for at in late:
-            self._conditions.begin(Condition.OPEN_TRANSACTION, self._text(late, ends), str(at))
+            self._conditions.begin(
+                Condition.OPEN_TRANSACTION, self._text(late, ends), str(at), self._since[at][1]
+            )
 
     def _text(self, late: list[TopicPartition], ends: Mapping[TopicPartition, int]) -> str:
         places = ", ".join(f"{at.topic}[{at.partition}]@{self._since[at][0]}" for at in late[:3])

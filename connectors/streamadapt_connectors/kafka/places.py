@@ -13,6 +13,7 @@ from kafka import errors as kafka_errors
 
 from streamadapt.errors import ConfigError, ConnectorError
 from streamadapt.records import StreamPartition
+from streamadapt_connectors.kafka.words import absent
 
 __all__ = [
     "MissingTopicError",
@@ -44,8 +45,9 @@ class MissingTopicError(kafka_errors.UnknownTopicOrPartitionError):  # type: ign
 
     def __str__(self) -> str:
         return (
-            f"topic {', '.join(self.topics)} does not exist, and an engine does not create the "
-            "topics that it reads: create it, or correct source.topic or source.label_topic"
+            f"{absent(self.topics)}, and an engine does not create the topics that it reads: "
+            f"create {'it' if len(self.topics) == 1 else 'them'}, or correct source.topic or "
+            "source.label_topic"
         )
 
 

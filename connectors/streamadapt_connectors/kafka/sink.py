@@ -24,6 +24,7 @@ from streamadapt_connectors.kafka.refusals import Access, Refusals
 from streamadapt_connectors.kafka.security import Security
 from streamadapt_connectors.kafka.tail import newest_offset
 from streamadapt_connectors.kafka.transactions import Transaction
+from streamadapt_connectors.kafka.words import counted
 from streamadapt_connectors.kafka.writer import (
     TOO_LARGE,
     Outgoing,
@@ -305,8 +306,9 @@ class KafkaSink(RecallingSink, TransactionalSink):
             del producer
             if partition >= count:
                 raise ConnectorError(
-                    f"kafka {self._topic}: it has {count} partitions, but effectively-once needs "
-                    f"one for each partition of the entries, here for partition {partition}; "
+                    f"kafka {self._topic}: it has {counted(count, 'partition')}, but "
+                    f"effectively-once needs one for each partition of the entries, here for "
+                    f"partition {partition}; "
                     "give the topic as many partitions as the topic of the entries has"
                 )
             client = Client()

@@ -20,7 +20,7 @@ from streamadapt.engine.conditions import Condition, Conditions, Standing
 from streamadapt.engine.ports import PartitionOwner, Source
 from streamadapt.errors import ConfigError, ConnectorError
 from streamadapt.records import Record, StreamPartition
-from streamadapt_connectors.kafka.answers import FETCH, Silence
+from streamadapt_connectors.kafka.answers import FETCH, Silence, answered_or_none
 from streamadapt_connectors.kafka.assignor import CoPartitioned
 from streamadapt_connectors.kafka.buffer import TAKE_ALL, Buffer
 from streamadapt_connectors.kafka.client import Client, Link, Reach, Setup
@@ -49,6 +49,7 @@ from streamadapt_connectors.kafka.places import (
 from streamadapt_connectors.kafka.refusals import Refusals, source_accesses
 from streamadapt_connectors.kafka.security import Security
 from streamadapt_connectors.kafka.topics import Topics, metadata_age_of
+from streamadapt_connectors.kafka.words import counted, deleted
 
 __all__ = ["KafkaSource"]
 
@@ -194,9 +195,9 @@ class KafkaSource(Source):
         self._buffer = Buffer(max_poll_records)
         what = f"source kafka {'+'.join(self._topics)} at {servers}"
         self._conditions = Conditions(what, SOURCE_CONDITIONS, log)
-        self._link = Link(self._conditions)
-        self._open = OpenTransactions(self._conditions, partial(transaction_holder, self._reach))
         self._client = Client()
+        self._link = Link(self._conditions, answered_at=lambda: self._client.answered_at)
+        self._open = OpenTransactions(self._conditions, partial(transaction_holder, self._reach))
         self._refusals = Refusals(self._reach.servers, source_accesses(self._topics, group))
         self._topics_now = Topics(self._client, self._topics)
         self._check_ids = check_topic_id
@@ -258,7 +259,8 @@ class KafkaSource(Source):
         """The reason why no record can be read; empty if records can be read."""
         # This is checked here, too, because the loop may wait for a sink for a long time.
         if self._placed and not self._closed and (quiet := self._quiet()):
-            self._conditions.begin(Condition.NO_ANSWER, quiet)
+            since = answered_or_none(self._client.answered_at)
+            self._conditions.begin(Condition.NO_ANSWER, quiet, since=since)
         return self._conditions.trouble
 
     @property
@@ -482,7 +484,8 @@ class KafkaSource(Source):
         own = list(range(count)) if self._wanted is None else self._wanted
         if not set(own) <= set(range(count)):
             raise ConnectorError(
-                f"{self!r}: source.partitions is {own}, but the topic has {count} partitions"
+                f"{self!r}: source.partitions is {own}, but the topic has "
+                f"{counted(count, 'partition')}"
             )
         return own
 
@@ -536,11 +539,16 @@ class KafkaSource(Source):
         if wanted is None or offset <= wanted:
             return
         self._skipped[at.topic, at.partition] += offset - wanted
+        which, were, are = (
+            (f"1 record, {wanted}, was", "it was", "is")
+            if offset - wanted == 1
+            else (f"{offset - wanted} records, {wanted} to {offset - 1}, were", "they were", "are")
+        )
         self._conditions.happened(
             Condition.RECORDS_DELETED,
-            f"{at.topic}[{at.partition}]: {offset - wanted} records, {wanted} to {offset - 1}, "
-            "were deleted before they were read, and are skipped (source.out_of_range); raise "
-            "the topic's retention (retention.ms, retention.bytes), or add engines",
+            f"{at.topic}[{at.partition}]: {which} deleted before {were} read, and {are} skipped "
+            "(source.out_of_range); raise the topic's retention (retention.ms, retention.bytes), "
+            "or add engines",
         )
 
     def _replaced(
@@ -694,12 +702,7 @@ class KafkaSource(Source):
             if self._link.state == "connecting" and not fetched:
                 self._check_places = True  # the topic may have been recreated meanwhile
             if gone:
-                names = ", ".join(gone)
-                why = (
-                    f"topic {names} does not exist: it was deleted; waiting for it to be "
-                    f"created again"
-                )
-                self._link.down(why, Condition.TOPIC_MISSING)
+                self._link.down(deleted(gone), Condition.TOPIC_MISSING)
             elif self._group is None or self._joined or settled(consumer):
                 self._link.up()
         else:

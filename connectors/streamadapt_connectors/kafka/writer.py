@@ -21,6 +21,7 @@ from streamadapt_connectors.kafka.client import Client, Link, Reach
 from streamadapt_connectors.kafka.deliveries import SINK_CONDITIONS, Deliveries
 from streamadapt_connectors.kafka.refusals import Access, Refusals
 from streamadapt_connectors.kafka.topics import Topics
+from streamadapt_connectors.kafka.words import deleted
 
 __all__ = ["NoAnswerError", "Outgoing", "RefusedError", "TopicLimits", "Writer"]
 
@@ -249,7 +250,7 @@ class Writer:
         what = f"sink kafka {topic} at {','.join(reach.servers)}"
         self._deliveries = deliveries or Deliveries(Conditions(what, SINK_CONDITIONS), topic)
         self._conditions, self._holder = self._deliveries.conditions, self._deliveries.holder
-        self._link = Link(self._conditions, self._holder)
+        self._link = Link(self._conditions, self._holder, self._answered_at)
         self._client = self._make_client()
         self._topics_now = Topics(self._client, [topic])
         self._producer: KafkaProducer | None = None
@@ -283,6 +284,9 @@ class Writer:
         given."""
         self._create_partitions = self._create_partitions or count
 
+    def _answered_at(self) -> float:
+        return self._deliveries.answered_at(self._client.answered_at)
+
     @property
     def deliveries(self) -> Deliveries:
         """The records that were sent but not acknowledged."""
@@ -299,14 +303,14 @@ class Writer:
         if self._topics_now.gone():
             self._conditions.begin(
                 Condition.TOPIC_MISSING,
-                f"topic {self._topic} does not exist: it was deleted; waiting for it to be "
-                f"created again",
+                deleted([self._topic]),
                 self._holder,
             )
             return
         self._conditions.end(
             Condition.TOPIC_MISSING, f"topic {self._topic} exists again", self._holder
         )
+        self._answered_at()
         self._deliveries.look(
             quiet=self._client.quiet(PRODUCE),
             refusal=self._client.refusal(self._topic),
