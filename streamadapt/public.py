@@ -5,6 +5,7 @@ Importing this module takes the time that torch takes.
 
 from __future__ import annotations
 
+from streamadapt.columns import Columns, PredictionColumns
 from streamadapt.drift.monitor import DriftMonitor
 from streamadapt.guard.two_layer import Hedge, NoGuard, TwoLayer
 from streamadapt.learners import (
@@ -41,6 +42,7 @@ __all__ = [
     "Batch",
     "Bias",
     "Calibration",
+    "Columns",
     "Dictionary",
     "DriftMonitor",
     "Entry",
@@ -62,6 +64,7 @@ __all__ = [
     "Pipeline",
     "Position",
     "Prediction",
+    "PredictionColumns",
     "Refit",
     "River",
     "Seasonal",

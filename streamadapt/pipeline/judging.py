@@ -10,7 +10,7 @@ import numpy as np
 from streamadapt.compiled import compiled
 from streamadapt.numbers import total
 from streamadapt.records import Array, Mask
-from streamadapt.tasks.loss_kernels import LOG, LossSettings, loss_of
+from streamadapt.tasks.loss_kernels import LOG, loss_of
 
 __all__ = ["RATIO", "USUAL_OF", "WINDOW", "HealthState", "ScoreRoom", "all_finite", "empty_room",
            "judge", "score", "stand_in"]  # fmt: skip

@@ -178,7 +178,11 @@ class Monitors:
             report them.
         """
         found: list[tuple[int, Any]] = []
-        for signal, i, each in (("loss", 0, losses), ("error", 1, None), ("residual", 2, residuals)):
+        for signal, i, each in (
+            ("loss", 0, losses),
+            ("error", 1, None),
+            ("residual", 2, residuals),
+        ):
             for monitor in self.drift_monitors:
                 if monitor.signal == signal:
                     single = each is None or not monitor.each

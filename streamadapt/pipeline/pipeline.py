@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from streamadapt.arguments import ShowsArguments
+from streamadapt.columns import Columns, PredictionColumns, RefusedItem
 from streamadapt.config.durations import duration_ns
 from streamadapt.drift.monitor import DriftMonitor
 from streamadapt.errors import (
@@ -39,7 +40,9 @@ from streamadapt.pipeline.faults import Faults
 from streamadapt.pipeline.guard_keeper import GuardKeeper
 from streamadapt.pipeline.intervals import NoIntervals
 from streamadapt.pipeline.label_requests import LabelRequests
+from streamadapt.pipeline.lots.items import items_of, plain_items
 from streamadapt.pipeline.lots.lots import Lots
+from streamadapt.pipeline.lots.results import Collected, predictions_of
 from streamadapt.pipeline.monitors import Monitors
 from streamadapt.pipeline.origin import (
     base_inputs,
@@ -275,14 +278,77 @@ class Pipeline(ShowsArguments):
             first += self._observe_first(items[first : first + MOST_ITEMS], predictions)
         return predictions
 
-    def _observe_first(self, items: Sequence[Entry | Label], predictions: list[Prediction]) -> int:
+    def _observe_first(self, given: Sequence[Entry | Label], predictions: list[Prediction]) -> int:
         """Process the first items, or one; return how many."""
         with self._turn:
-            count, refused = self.lots.take(items, predictions)
-            self._refuse(refused)
-            if count == 0:
-                self._observe(items[0], predictions)
-            return count or 1
+            told = None
+            if self.lots.ready:
+                outputs = getattr(self.task, "outputs", 1)
+                items, plain = plain_items(given, self.task, self.lots.channels, outputs)
+                told = self.lots.take(items)
+            if told is None:
+                self._observe(given[0], predictions)
+                return 1
+            predictions += predictions_of(told, plain, self.names, self.task.class_names)
+            return told.count
+
+    @own_settings
+    def observe_lot(self, columns: Columns) -> PredictionColumns:
+        """Process entries and labels in order, given as columns; return the predictions as
+        columns.
+
+        The same as `observe`, without an object for each item. Refused items are listed in the
+        result; `on_rejected` is not called.
+
+        Parameters
+        ----------
+        columns : Columns
+
+        Raises
+        ------
+        ConfigError
+            If the pipeline has a panel: its records are sensors, not rows.
+        BusyError
+            If called inside another call of the same pipeline.
+
+        Examples
+        --------
+        >>> from streamadapt import Columns, Forecast, Persistence, Pipeline, Bias
+        >>> pipeline = Pipeline(Forecast(window=3, horizon=1), Persistence(1), [Bias(0.1)])
+        >>> found = pipeline.observe_lot(Columns([[t] for t in range(50)], times=range(50)))
+        >>> found.served.shape, found.items[:3].tolist()
+        ((48, 1, 1), [2, 3, 4])
+        """
+        if self.panel is not None:
+            raise ConfigError("observe_lot", "a panel", "a pipeline without a panel")
+        found, first = Collected(self.names), 0
+        while first < len(columns):
+            with self._turn:
+                first += self._observe_some(columns, first, found)
+        rows = self.task.rows
+        return found.columns(rows, self.spec.columns if self.spec is not None else 1)
+
+    def _observe_some(self, columns: Columns, first: int, found: Collected) -> int:
+        """Process some items of columns from `first` on; return how many."""
+        if self.lots.ready and columns.values.shape[1] == self.lots.channels:
+            outputs = getattr(self.task, "outputs", 1)
+            items = items_of(columns, self.task, first, MOST_ITEMS, outputs)
+            told = self.lots.take(items)
+            if told is not None:
+                found.add_lot(told, first)
+                return told.count
+        refused: list[tuple[Entry | Label, EntryError]] = []
+        predictions: list[Prediction] = []
+        on_rejected, self.on_rejected = self.on_rejected, lambda *pair: refused.append(pair)
+        try:
+            self._observe(columns.item(first), predictions)
+        finally:
+            self.on_rejected = on_rejected
+        for prediction in predictions:
+            found.add(prediction, first)
+        for _, error in refused:
+            found.refused.append(RefusedItem(first, error.reason, error.detail))
+        return 1
 
     @property
     def settled(self) -> bool:

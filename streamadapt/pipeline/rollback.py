@@ -11,7 +11,6 @@ from streamadapt.compiled import Kernel
 from streamadapt.learners.base import Learner
 from streamadapt.pipeline.faults import Faults
 from streamadapt.pipeline.judging import (
-    RATIO,
     USUAL_OF,
     WINDOW,
     HealthState,

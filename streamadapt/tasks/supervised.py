@@ -256,7 +256,7 @@ class Supervised(Task):
             If it is refused; then nothing has changed.
         """
         self._check_label(label)
-        self._hold(label.id, label.value, label.time)
+        self.hold(label.id, label.value, label.time)
         learnt: list[Learnt] = []
         self._learn_at_once(learnt)
         return learnt
@@ -273,7 +273,7 @@ class Supervised(Task):
     def hold_own_label(self, entry: Entry, now: int) -> None:
         """Keep the checked label inside an entry until the next arrival."""
         if entry.label is not None:
-            self._hold(entry.id, entry.label, now, entry_time=now)
+            self.hold(entry.id, entry.label, now, entry_time=now)
 
     def go_back(self, time: int) -> None:
         """Replace every later time in the state by `time`, ns: the clock was wrong."""
@@ -367,7 +367,7 @@ class Supervised(Task):
             )
         return learned is None or not np.isnan(value).all()
 
-    def _hold(self, id_: str, value: FloatArray, time: int, entry_time: int | None = None) -> None:
+    def hold(self, id_: str, value: FloatArray, time: int, entry_time: int | None = None) -> None:
         """Keep a checked label until it is learned; `entry_time` is given for a label inside its
         entry."""
         learned, pending = self._learned(id_), self.pending_labels.get(id_)

@@ -48,7 +48,7 @@ def _guard_lot_maker() -> Kernel:
 
 @cache
 def _judging_maker() -> Kernel:
-    def make(h: Any, room: Any, e: Any, own: Any, o: Any, sums: Any, n: Any,  # noqa: PLR0913
+    def make(h: Any, room: Any, e: Any, own: Any, o: Any, sums: Any, n: Any,
              kept: Any) -> Any:  # fmt: skip
         return JudgingBox(h, room, e, own, o, sums, n, kept)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from streamadapt.models.steps import LotOfWindows, answer_loop
 from streamadapt.pipeline.lots.room import Room
 from streamadapt.pipeline.origin import finite_output
 from streamadapt.pipeline.taking import Arriving, Channels, Clock, take_entries
-from streamadapt.records import Array, Entry
+from streamadapt.records import Array
 
 if TYPE_CHECKING:  # the pipeline imports this package
     from streamadapt.pipeline.pipeline import Pipeline
@@ -29,8 +28,9 @@ class Entries:
     ----------
     pipeline : Pipeline
     room : Room
-    entries : sequence of Entry
-        Of the right width.
+    values : ndarray, (entries, channels), float64
+    times : ndarray, (entries,), int64, ns
+        Their own event times.
 
     Attributes
     ----------
@@ -38,17 +38,15 @@ class Entries:
         How many of them are plain, and have an answer of the base; the others are left out.
     rows : ndarray, (entries,), int64
         The places of their predictions.
-    values : ndarray, (entries, channels), float64
     times : ndarray, (entries,), int64, ns
         The event times that they get.
     """
 
-    def __init__(self, pipeline: Pipeline, room: Room, entries: Sequence[Entry]) -> None:
-        self.pipeline, self.room, self.count = pipeline, room, len(entries)
-        self.values = np.array([entry.values for entry in entries], np.float64)
-        self.own_times = np.array([entry.time for entry in entries], np.int64)
-        room.places.reserve(len(entries))
-        self.rows = np.array([room.places.take() for _ in entries], np.int64)
+    def __init__(self, pipeline: Pipeline, room: Room, values: Array, times: Any) -> None:
+        self.pipeline, self.room, self.count = pipeline, room, len(values)
+        self.values, self.own_times = values, times
+        room.places.reserve(self.count)
+        self.rows = np.array([room.places.take() for _ in range(self.count)], np.int64)
         self._take()
         self.shorten(self._ask_base())
 

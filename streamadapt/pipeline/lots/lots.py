@@ -1,8 +1,9 @@
 """Plain items of a pipeline, taken in lots.
 
 An item is plain if nothing about it has to be decided alone: its time is in order, none of its
-values may be an outlier, and the base has an answer to it. A lot ends before the first item that is
-not plain; the pipeline takes that one alone. What is predicted never depends on where a lot ends.
+values may be an outlier, its label is whole, and the base has an answer to it. A lot ends before
+the first item that is not plain; the pipeline takes that one alone. What is predicted never depends
+on where a lot ends.
 """
 
 from __future__ import annotations
@@ -12,26 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamadapt.errors import EntryError
 from streamadapt.guard.compiled import CompiledGuard
 from streamadapt.learners.compiled import CompiledLearner
-from streamadapt.pipeline.coerce import coerced
+from streamadapt.learners.lots import LEARN
 from streamadapt.pipeline.intervals import Intervals, NoIntervals
 from streamadapt.pipeline.lots.entries import Entries
-from streamadapt.pipeline.lots.events import LotEvents, Predicted, events_of, split
+from streamadapt.pipeline.lots.items import Items
+from streamadapt.pipeline.lots.matching import LotEvents, events_of
 from streamadapt.pipeline.lots.room import Room
 from streamadapt.pipeline.lots.run import Run
-from streamadapt.pipeline.lots.tell import Tell
+from streamadapt.pipeline.lots.tell import Tell, Told
 from streamadapt.pipeline.rollback import UNTIL_SNAPSHOT
-from streamadapt.records import Entry, Label, Prediction
 from streamadapt.tasks import Forecast, Supervised
 
 if TYPE_CHECKING:  # the pipeline imports this package
     from streamadapt.pipeline.pipeline import Pipeline
 
 __all__ = ["Lots"]
-
-Refused = list[tuple[Entry | Label, EntryError]]
 
 
 class Lots:
@@ -56,9 +54,10 @@ class Lots:
     def _parts_suit(self) -> bool:
         """Whether all parts of the pipeline can take a lot."""
         pipeline, task = self.pipeline, self.pipeline.task
+        supervised = isinstance(task, Supervised)
         return (
             type(task) in (Supervised, Forecast)
-            and getattr(task, "negative_after", None) is None
+            and not (supervised and (task.negative_after is not None or task.correction_window))
             and pipeline.panel is None
             and type(pipeline.intervals) in (NoIntervals, Intervals)
             and _is_as_made(pipeline.guard, CompiledGuard, ("mix", "update", "scale"))
@@ -78,7 +77,6 @@ class Lots:
             self.allowed
             and pipeline.spec is not None
             and pipeline.settled
-            and self._parts_suit()
             and task.clock.plain
             and pipeline.screen.plain
             and task.window is not None
@@ -87,7 +85,15 @@ class Lots:
             and not pipeline.monitors.feeds_back
             and pipeline.health is not None
             and not pipeline.health.lost.any()
+            and self._parts_suit()
         )
+
+    @property
+    def channels(self) -> int:
+        """How many values an entry has; once the pipeline is ready."""
+        window = self.pipeline.task.window
+        assert window is not None
+        return int(window.values.shape[1])
 
     def room(self) -> Room:
         """Return the arrays of the pipeline; new ones when it has been built again."""
@@ -99,102 +105,51 @@ class Lots:
             self._room, self._made_for = Room(pipeline), parts
         return self._room
 
-    def take(self, items: Sequence[Any], predictions: list[Prediction]) -> tuple[int, Refused]:
-        """Process the first items, as far as they are plain, and add their predictions.
-
-        Returns
-        -------
-        int
-            How many items have been processed.
-        list of (item, EntryError)
-            Labels that were refused among them.
-        """
-        if not self.ready:
-            return 0, []
-        room, plain = self.room(), self._plain(items)
-        entries = [item for item in plain if isinstance(item, Entry)]
+    def take(self, items: Items) -> Told | None:
+        """Process the first items, as far as they are plain; None if the first is not."""
+        if not items.ids:
+            return None
+        room, pipeline = self.room(), self.pipeline
+        items = items.first(room.size)
         room.places.recycle()
-        taken = Entries(self.pipeline, room, entries) if entries else None
-        count, events, refused = self._match(plain, taken)
-        if taken is not None:
-            taken.shorten(events.entries)
-            taken.commit()
-        self._run(events, predictions)
-        return count, refused
-
-    def _plain(self, items: Sequence[Any]) -> list[Entry | Label]:
-        """Return the first items, in the pipeline's types, that can be taken without a refusal of
-        their entries."""
-        task, room = self.pipeline.task, self.room()
-        window = task.window
-        assert window is not None
-        width, found, ids = (window.values.shape[1],), [], set()
-        supervised = isinstance(task, Supervised)
-        for given in items[: room.size]:
-            try:
-                item = coerced(given)
-            except EntryError:
-                break
-            if isinstance(item, Entry):
-                if item.values.shape != width or item.refused is not None:
-                    break
-                if supervised and (item.id in ids or task.was_used(item.id)):
-                    break
-                if item.label is not None and task.label_fault(item) is not None:
-                    break
-                ids.add(item.id)
-            found.append(item)
-        return found
-
-    def _match(
-        self, items: Sequence[Entry | Label], taken: Entries | None
-    ) -> tuple[int, LotEvents, Refused]:
-        """Match labels and entries; return how many items there are before the first that is not
-        plain, their events, and the labels that were refused."""
-        pipeline, task = self.pipeline, self.pipeline.task
+        is_entry = ~np.array(items.is_label, np.bool_)
+        taken = None
+        if is_entry.any():
+            taken = Entries(pipeline, room, items.values[is_entry], items.times[is_entry])
+        task = pipeline.task
         assert isinstance(task, Supervised | Forecast)
-        count = 0 if taken is None else taken.count
-        values = np.zeros((0, 0)) if taken is None else taken.values[:count]
-        rows = [] if taken is None else taken.rows.tolist()
-        times = [] if taken is None else taken.times.tolist()
-        events, refused = events_of(self.room(), task, values), []
-        for i, item in enumerate(items):
-            if isinstance(item, Label):
-                try:
-                    events.take_label(item)
-                except EntryError as error:
-                    if pipeline.on_rejected is None:
-                        return i, events, refused
-                    refused.append((item, error))
-                continue
-            n = events.entries
-            if n == count:
-                return i, events, refused
-            events.take_entry(Predicted(i, item, rows[n], times[n]))
-            events.entries += 1
-        return len(items), events, refused
+        events = events_of(room, task, items, taken)
+        if taken is not None:
+            taken.shorten(int((events.kinds != LEARN).sum()))
+        if events.count == 0:
+            return None
+        if taken is not None and taken.count:
+            taken.commit()
+        events.commit()
+        return self._run(events)
 
-    def _run(self, events: LotEvents, predictions: list[Prediction]) -> None:
+    def _run(self, events: LotEvents) -> Told:
         """Take the pipeline through the events, in runs that end where snapshots are due."""
         pipeline, room, first = self.pipeline, self.room(), 0
         health, keeper = pipeline.health, pipeline.keeper
         assert health is not None
-        while first < len(events.events):
-            learned = min(
-                keeper.until_snapshot, UNTIL_SNAPSHOT - health.count % UNTIL_SNAPSHOT
-            )
-            stop = split(events.events, first, room.size, learned)
+        told = Told(events.count)
+        while first < len(events.kinds):
+            learned = min(keeper.until_snapshot, UNTIL_SNAPSHOT - health.count % UNTIL_SNAPSHOT)
+            stop = min(first + room.size, len(events.kinds))
+            targets = np.flatnonzero(events.kinds[first:stop] == LEARN)
+            if len(targets) >= learned:
+                stop = first + int(targets[learned - 1]) + 1
             events.write(first, stop)
             run = Run(pipeline, room, stop - first)
             with pipeline.timing.stage("learn"):
                 run.learn()
                 run.guard()
-            tell = Tell(pipeline, room, events.events[first:stop])
             with pipeline.timing.stage("predict"):
-                tell.all()
-                predictions += tell.predictions()
+                Tell(pipeline, room, events, first, stop).all(told)
             first = stop
         pipeline.stats.pending = pipeline.task.pending
+        return told
 
 
 def _is_as_made(part: object, made: type, methods: Sequence[str]) -> bool:

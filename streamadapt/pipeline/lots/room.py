@@ -12,6 +12,7 @@ from streamadapt.learners.lots import Lot
 from streamadapt.models.contract import Spec
 from streamadapt.models.steps import BaseSteps
 from streamadapt.pipeline.lots.guard_loop import GuardLot, Judging, boxed
+from streamadapt.tasks.outlier_kernels import outlier_room
 from streamadapt.tasks.places import Places
 
 if TYPE_CHECKING:  # the pipeline imports this package
@@ -52,6 +53,7 @@ class Room:
         self.input_origin = np.zeros(spec.channels) if origin is None else origin.cpu().numpy()
         self.known = np.zeros(spec.channels, np.bool_)
         self.estimate_room: Any = None
+        self.outlier_room = outlier_room()
         self.unit = np.zeros((1, 1 if guard.loss.row_wise else spec.columns))
         self.answer = np.zeros((spec.rows, spec.columns))
         self.experts = len(pipeline.names)
@@ -125,7 +127,9 @@ class Room:
         replaced."""
         base = self.base
         both = ("forward", "steps")
-        last = next(kind for kind in type(base).__mro__ if any(name in vars(kind) for name in both))
+        last = next(
+            kind for kind in type(base).__mro__ if any(name in vars(kind) for name in both)
+        )
         own = "steps" not in vars(last) or "forward" in vars(base) or base._forward_hooks
         return None if own else base.steps()
 

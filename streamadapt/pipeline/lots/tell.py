@@ -13,14 +13,14 @@ from streamadapt.drift.signal_kernels import (
     empty_usual,
     signal_room,
 )
-from streamadapt.learners.lots import LEARN
+from streamadapt.learners.lots import ENTRY, LEARN
 from streamadapt.pipeline.interval_kernels import empty_intervals
 from streamadapt.pipeline.intervals import Intervals
 from streamadapt.pipeline.label_requests import LabelFields, put_sums, sums_of
-from streamadapt.pipeline.lots.events import Predicted
+from streamadapt.pipeline.lots.matching import ForecastEvents, LotEvents
 from streamadapt.pipeline.lots.room import Room
 from streamadapt.pipeline.lots.tell_loops import interval_loop, note_loop, signal_loop
-from streamadapt.records import Array, Prediction
+from streamadapt.records import Array
 from streamadapt.tasks import Matured
 from streamadapt.tasks.loss_kernels import loss_settings
 from streamadapt.tasks.places import Place
@@ -28,9 +28,42 @@ from streamadapt.tasks.places import Place
 if TYPE_CHECKING:  # the pipeline imports this package
     from streamadapt.pipeline.pipeline import Pipeline
 
-__all__ = ["Tell"]
+__all__ = ["Tell", "Told"]
 
-NO_FIELDS = LabelFields()
+
+class Told:
+    """What a lot predicted.
+
+    Parameters
+    ----------
+    count : int
+        How many items were processed.
+
+    Attributes
+    ----------
+    items : list of int
+        The number of each predicted entry among the items.
+    experts, served, weights, low, high : list of ndarray
+        Of each run, with a leading axis of entries.
+    estimates : list of float
+        The expected losses; empty if they are not estimated, NaN where not known.
+    fields : list of LabelFields
+        With a label budget, of each entry.
+    drifts : dict of int to (tuple of str, tuple of str)
+        Drifts and reactions by the number of the prediction.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.items: list[int] = []
+        self.experts: list[Array] = []
+        self.served: list[Array] = []
+        self.weights: list[Array] = []
+        self.low: list[Array] = []
+        self.high: list[Array] = []
+        self.estimates: list[float] = []
+        self.fields: list[LabelFields] = []
+        self.drifts: dict[int, tuple[tuple[str, ...], tuple[str, ...]]] = {}
 
 
 class Tell:
@@ -41,27 +74,29 @@ class Tell:
     pipeline : Pipeline
     room : Room
         The run, after learners and guard.
-    events : list
-        Of the run.
+    events : LotEvents
+    first, stop : int
+        Which of them the run has.
     """
 
-    def __init__(self, pipeline: Pipeline, room: Room, events: list[Any]) -> None:
+    def __init__(
+        self, pipeline: Pipeline, room: Room, events: LotEvents, first: int, stop: int
+    ) -> None:
         self.pipeline, self.room, self.events = pipeline, room, events
-        self.size = len(events)
-        self.watched = bool(pipeline.monitors.drift_monitors)
+        self.first, self.stop, self.size = first, stop, stop - first
         requests = pipeline.label_requests
-        self.budgeted = requests.budget is not None
+        self.noted, self.budgeted = requests.estimate is not None, requests.budget is not None
         self.alarms: dict[int, list[Any]] = {}
 
-    def all(self) -> None:
-        """Tell of all events."""
-        requests = self.pipeline.label_requests
-        if self.watched:
+    def all(self, told: Told) -> None:
+        """Tell of all events, and add the predictions to `told`."""
+        if self.pipeline.monitors.drift_monitors:
             self._signals()
         if self.room.kept:
             self._intervals()
-        if requests.estimate is not None and not self.budgeted:
+        if self.noted and not self.budgeted:
             self._notes()
+        self._collect(told)
 
     def _notes(self) -> None:
         """Estimate losses, and learn from those that are known."""
@@ -113,68 +148,78 @@ class Tell:
         for i, monitor in monitors.alarms(means, losses, residuals):
             self.alarms.setdefault(int(at[i]), []).append(monitor)
 
-    # -- predictions
+    # -- what is returned
 
-    def predictions(self) -> list[Prediction]:
-        """Count the events in their order; return the predictions."""
-        rows = [event.row for event in self.events if isinstance(event, Predicted)]
-        places, stats = self.room.places, self.pipeline.stats
-        self.experts, self.served = places.experts[rows], places.own[rows, -1]
-        found: list[Prediction] = []
-        for n, event in enumerate(self.events):
-            if isinstance(event, Predicted):
-                found.append(self._entry(n, event, len(found)))
-                continue
-            for monitor in self.alarms.get(n, ()):
-                self.pipeline.monitors.alarm(monitor)
-            if self.budgeted:
-                self._budgeted_label(n, event)
-        if found:
-            stats.weights, stats.signals = dict(found[-1].weights), {}
-            stats.predictions += len(found)
-        return found
-
-    def _entry(self, n: int, event: Predicted, i: int) -> Prediction:
-        pipeline, entry, stats = self.pipeline, event.entry, self.pipeline.stats
-        stats.entries += 1
-        stats.last_time = event.time
-        experts, served = self.experts[i], self.served[i]
-        if self.watched:
-            self._watch(event)
-        low, high = self._interval(event) if self.room.kept else (None, None)
-        drifts, reactions = pipeline.monitors.drain() if self.watched else ((), ())
-        names = pipeline.names
-        shares = dict(zip(names, self.room.guard_lot.shares[n].tolist(), strict=True))
-        return Prediction(
-            entry.position, entry.id, entry.key, entry.time, served, experts[0],
-            dict(zip(names, experts, strict=True)), shares, drifts, {}, reactions,
-            *self._fields(n, event), (), low, high, pipeline.task.class_names,
-        )  # fmt: skip
-
-    def _watch(self, event: Predicted) -> None:
-        """Update the monitors of entries."""
-        pipeline, spec = self.pipeline, self.room.spec
-        monitors = pipeline.monitors
-        if not monitors.watches_entries:
+    def _collect(self, told: Told) -> None:
+        """Add the predictions of the run, and count them."""
+        room, stats, first = self.room, self.pipeline.stats, self.first
+        is_entry = np.flatnonzero(self.events.kinds[first : self.stop] == ENTRY)
+        if not len(is_entry):
+            self._report_alarms(told, is_entry)
             return
-        newest = self.room.places.windows[event.row, -1]
+        rows, places = self.events.at[first + is_entry], room.places
+        told.items += self.events.item[first + is_entry].tolist()
+        told.experts.append(places.experts[rows])
+        told.served.append(places.own[rows, -1])
+        told.weights.append(room.guard_lot.shares[is_entry])
+        if room.kept:
+            served, half = places.own[rows, 0], places.own[rows, 1]
+            told.low.append(served - half)
+            told.high.append(served + half)
+        self._report_alarms(told, is_entry)
+        if self.noted and not self.budgeted:
+            told.estimates += places.notes[rows, 1].tolist()
+        stats.entries += len(rows)
+        stats.last_time = self._time_of(int(is_entry[-1]))
+        stats.predictions += len(rows)
+        shares = room.guard_lot.shares[is_entry[-1]].tolist()
+        stats.weights = dict(zip(self.pipeline.names, shares, strict=True))
+        stats.signals = {}
+
+    def _time_of(self, n: int) -> int:
+        """Return the event time of entry event n."""
+        events = self.events
+        if isinstance(events, ForecastEvents):
+            return int(events.entry_times[events.entry[self.first + n]])
+        return int(events.entry_times[self.first + n])
+
+    def _report_alarms(self, told: Told, is_entry: Any) -> None:
+        """Report drifts at their events; what else must be done entry by entry is done here."""
+        monitors, stats = self.pipeline.monitors, self.pipeline.stats
+        each = self.budgeted or monitors.watches_entries
+        if not (each or self.alarms or monitors.drifts or monitors.reactions):
+            return
+        entries = set(is_entry.tolist())
+        for n in range(self.stop - self.first):
+            for monitor in self.alarms.get(n, ()):
+                monitors.alarm(monitor)
+            if n in entries:
+                stats.last_time = self._time_of(n)
+                if monitors.watches_entries:
+                    self._watch(n)
+                if self.budgeted:
+                    told.fields.append(self._request(n))
+                if monitors.drifts or monitors.reactions:
+                    at = len(told.items) - len(is_entry) + int(np.searchsorted(is_entry, n))
+                    told.drifts[at] = monitors.drain()
+            elif self.budgeted:
+                self._budgeted_label(n)
+
+    def _watch(self, n: int) -> None:
+        """Update the monitors of entries."""
+        pipeline, spec, places = self.pipeline, self.room.spec, self.room.places
+        row, item = int(self.events.at[self.first + n]), int(self.events.item[self.first + n])
+        newest = places.windows[row, -1]
         scaled = (newest - spec.input_loc.numpy()) / spec.input_scale.numpy()
-        scaled = np.where(np.isnan(event.entry.values), np.nan, scaled.astype(np.float64))
-        base = Place(self.room.places, event.row, event.entry.id, event.time).base
-        pipeline.contain("signals", monitors.take_in_entry, scaled, base)
+        missing = np.isnan(self.events.items.values[item])
+        scaled = np.where(missing, np.nan, scaled.astype(np.float64))
+        base = Place(places, row, "", 0).base
+        pipeline.contain("signals", pipeline.monitors.take_in_entry, scaled, base)
 
-    def _interval(self, event: Predicted) -> tuple[Array, Array]:
-        served, half = self.room.places.own[event.row, :2]
-        return served - half, served + half
-
-    def _fields(self, n: int, event: Predicted) -> LabelFields:
+    def _request(self, n: int) -> LabelFields:
+        """Decide whether the label of entry event n is requested."""
         requests, places = self.pipeline.label_requests, self.room.places
-        if requests.silent:
-            return NO_FIELDS
-        if not self.budgeted:
-            loss = float(places.notes[event.row, 1])
-            return LabelFields(None, None, loss if loss == loss else None)
-        row = event.row
+        row = int(self.events.at[self.first + n])
         given = places.experts[row], places.own[row, -1], self.room.guard_lot.scales[n]
         with np.errstate(over="ignore", invalid="ignore"):
             note = self.pipeline.contain("labelling", lambda: requests.record(*given, commit=True))
@@ -182,7 +227,7 @@ class Tell:
         places.notes[row] = note
         return requests.fields(note, commit=True)
 
-    def _budgeted_label(self, n: int, event: Any) -> None:
+    def _budgeted_label(self, n: int) -> None:
         """Tell a label budget of a label: whether the next ones are requested depends on it."""
         places, guard = self.room.places, self.room.guard_lot
         row = int(guard.rows_at[n, 0])
@@ -190,6 +235,5 @@ class Tell:
         told: Any = Matured(
             None, None, places.experts[row], places.own[row], guard.targets[n], guard.known[n],  # type: ignore[arg-type]
             float(guard.weights[n]), () if np.isnan(note).all() else tuple(note.tolist()),
-            event[1].issued.id,
         )  # fmt: skip
         self.pipeline.contain("labelling", self.pipeline.label_requests.learn, told)
