@@ -98,6 +98,7 @@ def messages(done, *levels):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_run_needs_no_root_and_writes_to_its_state_only(folder):
     """Not to its home, the temporary folder or its own code; and a second run resumes from the
     state."""
@@ -111,12 +112,13 @@ def test_a_run_needs_no_root_and_writes_to_its_state_only(folder):
         assert "/nonexistent/.cache/streamadapt cannot be made: Read-only file system" in line
         assert "STREAMADAPT_CACHE" in line
     assert len((folder / "state" / "predictions.jsonl").read_text().splitlines()) > ROWS / 2
-    again = run(folder, "state")
+    again = run(folder, "state", STREAMADAPT_COMPILE="0")  # the compiler takes most of the time
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["entries"] == ROWS
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(not ENABLED, reason="nothing is compiled")
 def test_a_run_reads_compiled_code_from_a_folder_that_it_cannot_write_to(folder):
     """As in the image, whose kernels were compiled when it was built."""
