@@ -31,6 +31,7 @@ __all__ = [
     "LastValue",
     "Linear",
     "Liquid",
+    "Logistic",
     "NoGuard",
     "Panel",
     "PerEntry",

@@ -30,7 +30,7 @@ from benchmarks.scenarios.measure import (
 )
 from streamadapt import Batch, Entry, FrozenModel, Pipeline, Prediction, Supervised
 from streamadapt.guard.base import Guard
-from streamadapt.learners import RLS, Bias, ErrorMemory, LastValue, Learner, River
+from streamadapt.learners import RLS, Bias, ErrorMemory, LastValue, Learner, Logistic, River
 
 __all__ = ["ELEC2", "Setting", "fit", "items_of", "learners", "measure", "pipeline_for"]
 
@@ -153,6 +153,8 @@ def learners() -> list[Learner]:
         LastValue(),
         Bias((0.5, 0.1)),
         RLS((0.9, 0.98)),
+        Logistic(1.0, forgetting=0.99),
+        Logistic(0.1),
         ErrorMemory(capacity=50, k=5),
         ErrorMemory(store="sketch"),
         River("linear_model.LogisticRegression"),
