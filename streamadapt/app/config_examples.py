@@ -136,7 +136,7 @@ units = 32
 # == learners.logistic
 [[learners]]
 kind = "logistic"
-rate = [1.0, 0.3]
+rate = [1.0, 0.1]
 # == learners.per_entry
 [[learners]]
 kind = "per_entry"
