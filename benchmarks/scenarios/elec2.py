@@ -88,9 +88,9 @@ class Setting:
             "learners start "
             "untrained; the sizes of memory, sketch and forest are those of the reference "
             "figures, the "
-            "memories of bias, rls and logistic were chosen with this stream in sight, nothing else "
-            "was. The label compares the price with its mean over the last 24 hours, which suits "
-            "logistic-1: it sees each value's place among the last hundred."
+            "memories of bias, rls and logistic were chosen with this stream in sight, nothing "
+            "else was. The label compares the price with its mean over the last 24 hours, which "
+            "suits logistic-1: it sees each value's place among the last hundred."
         )
 
 
