@@ -30,7 +30,7 @@ from benchmarks.scenarios.measure import (
 )
 from streamadapt import Batch, Entry, FrozenModel, Pipeline, Prediction, Supervised
 from streamadapt.guard.base import Guard
-from streamadapt.learners import RLS, Bias, ErrorMemory, LastValue, Learner, Logistic, River
+from streamadapt.learners import RLS, Bias, ErrorMemory, LastValue, Learner, River
 
 __all__ = ["ELEC2", "Setting", "fit", "items_of", "learners", "measure", "pipeline_for"]
 
@@ -88,9 +88,7 @@ class Setting:
             "learners start "
             "untrained; the sizes of memory, sketch and forest are those of the reference "
             "figures, the "
-            "memories of bias, rls and logistic were chosen with this stream in sight, nothing "
-            "else was. The label compares the price with its mean over the last 24 hours, which "
-            "suits logistic-1: it sees each value's place among the last hundred."
+            "memories of bias and rls were chosen with this stream in sight, nothing else was."
         )
 
 
@@ -155,8 +153,6 @@ def learners() -> list[Learner]:
         LastValue(),
         Bias((0.5, 0.1)),
         RLS((0.9, 0.98)),
-        Logistic(1.0, forgetting=0.99),
-        Logistic(0.1),
         ErrorMemory(capacity=50, k=5),
         ErrorMemory(store="sketch"),
         River("linear_model.LogisticRegression"),
