@@ -32,6 +32,7 @@ __all__ = [
     "LastValue",
     "Linear",
     "Liquid",
+    "Logistic",
     "NoGuard",
     "Panel",
     "PerEntry",

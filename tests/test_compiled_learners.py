@@ -14,7 +14,17 @@ from core_helpers import CPU
 
 from streamadapt.compiled import ENABLED
 from streamadapt.errors import ConfigError
-from streamadapt.learners import RLS, Bias, Calibration, Gain, Holt, LastValue, Seasonal, SlotBias
+from streamadapt.learners import (
+    RLS,
+    Bias,
+    Calibration,
+    Gain,
+    Holt,
+    LastValue,
+    Logistic,
+    Seasonal,
+    SlotBias,
+)
 from streamadapt.learners.boxes import lot_box, parts_box
 from streamadapt.learners.compiled import CompiledLearner, kernel_of, shared_of
 from streamadapt.learners.lots import ADAPT, FORGET, LEARN, PREDICT, Lot, Parts, empty_lot
@@ -32,6 +42,8 @@ MAKERS: dict[str, Callable[[], CompiledLearner]] = {
     "gain": lambda: Gain((0.3, 0.02)),
     "holt": Holt,
     "holt-no-jumps": lambda: Holt(0.2, 0.0, jump=float("inf")),
+    "logistic": lambda: Logistic((5.0, 0.3), forgetting=0.9),
+    "logistic-no-memory": lambda: Logistic(1.0, decay=0.0, forgetting=1.0),
     "persistence": LastValue,
     "rls": lambda: RLS((0.9995, 0.9, 1.0)),
     "rls-l1": lambda: RLS((0.98, 0.9), loss="l1"),

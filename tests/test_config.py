@@ -348,6 +348,7 @@ KIND_TABLES = {
         "error_memory": {},
         "holt": {},
         "liquid": {},
+        "logistic": {},
         "persistence": {},
         "refit": {},
         "seasonal": {},

@@ -64,8 +64,12 @@ AROUND = {
     "guard.none": FORECAST | {"learners": '[[learners]]\nkind = "bias"\n'},
 }
 AROUND |= dict.fromkeys(
-    ("task.unlabelled", "learners.eata", "learners.per_entry", "learners.tent"), CLASSES
-)
+    (
+        "task.unlabelled", "learners.eata", "learners.logistic", "learners.per_entry",
+        "learners.tent",
+    ),
+    CLASSES,
+)  # fmt: skip
 AROUND |= dict.fromkeys(("task.forecast", "base.persistence", "base.onnx"), FORECAST)
 AROUND |= {f"learners.{kind}": FORECAST for kind in ("adcsd", "holt", "persistence", "seasonal")}
 TENT = '[[learners]]\nkind = "tent"\n[guard]\nkind = "two-layer"\nprior = { tent = 0.9 }\n'

@@ -22,6 +22,7 @@ from streamadapt import (
     Entry,
     ErrorMemory,
     Gain,
+    Logistic,
     Refit,
     River,
     SlotBias,
@@ -141,6 +142,7 @@ WEIGHTED: dict[str, Callable[[], Learner]] = {
     "rls": lambda: RLS(0.9),
     "rls-l1": lambda: RLS(0.9, loss="l1"),
     "sketch": lambda: ErrorMemory(store="sketch"),
+    "logistic": lambda: Logistic((1.0, 0.3)),
     "river": lambda: River("linear_model.LogisticRegression", scale=False),
 }
 

@@ -133,6 +133,10 @@ trend = 0.05
 kind = "liquid"
 cell = "cfc"
 units = 32
+# == learners.logistic
+[[learners]]
+kind = "logistic"
+rate = [1.0, 0.1]
 # == learners.per_entry
 [[learners]]
 kind = "per_entry"

@@ -12,6 +12,7 @@ from streamadapt.learners.gain import Gain
 from streamadapt.learners.holt import Holt
 from streamadapt.learners.last_value import LastValue
 from streamadapt.learners.liquid.learner import Liquid
+from streamadapt.learners.logistic import Logistic
 from streamadapt.learners.refit import Refit
 from streamadapt.learners.river import River
 from streamadapt.learners.rls.learner import RLS
@@ -36,6 +37,7 @@ __all__ = [
     "LastValue",
     "Learner",
     "Liquid",
+    "Logistic",
     "PerEntry",
     "Prior",
     "Refit",

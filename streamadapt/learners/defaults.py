@@ -12,7 +12,7 @@ from streamadapt.learners import (
     Gain,
     LastValue,
     Learner,
-    River,
+    Logistic,
     Seasonal,
     SlotBias,
 )
@@ -36,7 +36,8 @@ def default_learners(kind: TaskKind) -> list[Learner]:
     * Regression: bias, gain, both together (calibration) and recursive least squares, each with
       several memories.
     * Classification: the bias of the probabilities, recursive least squares and the last label,
-      which follow a fast change; two of river's classifiers, which learn lasting patterns.
+      which follow a fast change; two logistic regressions, a fast one on the inputs' places among
+      the last hundred, and a slow one, which learns lasting patterns.
     """
     if kind == "forecast":
         # Innovations are clipped at one running mean; the default of RLS is two. This is closer
@@ -68,7 +69,7 @@ def default_learners(kind: TaskKind) -> list[Learner]:
             Bias((0.5, 0.1)),
             RLS((0.9, 0.98)),
             LastValue(),
-            River("linear_model.LogisticRegression"),
-            River("tree.HoeffdingAdaptiveTreeClassifier"),
+            Logistic(1.0, forgetting=0.99),
+            Logistic(0.1),
         ]
     raise ConfigError("task.kind", kind, "forecast, regression or classification")

@@ -290,11 +290,22 @@ def _add_defaults() -> None:
         ),
     }  # fmt: skip
     for name, (task, kind, stream) in tasks.items():
-        some = partial(default_learners, kind)
+        some = _classifiers if kind == "classification" else partial(default_learners, kind)
         _add(f"{name}-default", partial(PIPELINES[name], some), stream)
         fitted = partial(lambda task, kind, some: _fitted(task(), kind, some), task, kind)
         _add(f"{name}-fitted", partial(fitted, _linear_learners), stream)
     _add("forecast-default-fitted", partial(_default_fitted), STREAMS["forecast"])
+
+
+def _classifiers() -> list[Learner]:
+    """The default set for classes when the files were written."""
+    return [
+        Bias((0.5, 0.1)),
+        RLS((0.9, 0.98)),
+        LastValue(),
+        River("linear_model.LogisticRegression"),
+        River("tree.HoeffdingAdaptiveTreeClassifier"),
+    ]
 
 
 def _linear_learners() -> list[Learner]:

@@ -20,15 +20,21 @@ from benchmarks.scenarios.linkload_stream import generate, nobel_eu
 from parity.streams import Item
 from streamadapt import (
     EATA,
+    RLS,
+    Bias,
     Entry,
+    ErrorMemory,
     FrozenModel,
     Hedge,
     Label,
+    LastValue,
     PerEntry,
     Pipeline,
+    River,
     Supervised,
     Tent,
 )
+from streamadapt.learners import Learner
 from streamadapt.learners.defaults import default_learners
 
 ENTRIES = {
@@ -63,8 +69,22 @@ def _forecast(setting: forecast.Setting, folder: Path) -> Made:
 def _elec2(folder: Path) -> Made:
     setting = elec2.ELEC2
     batch = data.elec2(folder)
-    pipeline = elec2.pipeline_for(elec2.fit(setting, batch, 0), elec2.learners())
+    pipeline = elec2.pipeline_for(elec2.fit(setting, batch, 0), _classifiers())
     return pipeline, list(elec2.items_of(setting, batch))
+
+
+def _classifiers() -> list[Learner]:
+    """The experts of the scenario when the files were written."""
+    return [
+        LastValue(),
+        Bias((0.5, 0.1)),
+        RLS((0.9, 0.98)),
+        ErrorMemory(capacity=50, k=5),
+        ErrorMemory(store="sketch"),
+        River("linear_model.LogisticRegression"),
+        River("tree.HoeffdingAdaptiveTreeClassifier"),
+        River("forest.ARFClassifier", {"n_models": 10}),
+    ]
 
 
 def _linkload(folder: Path) -> Made:
