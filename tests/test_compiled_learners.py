@@ -27,7 +27,17 @@ from streamadapt.learners import (
 )
 from streamadapt.learners.boxes import lot_box, parts_box
 from streamadapt.learners.compiled import CompiledLearner, kernel_of, shared_of
-from streamadapt.learners.lots import ADAPT, FORGET, LEARN, PREDICT, Lot, Parts, empty_lot
+from streamadapt.learners.lots import (
+    ADAPT,
+    ENTRY,
+    FORGET,
+    LEARN,
+    NOTHING,
+    PREDICT,
+    Lot,
+    Parts,
+    empty_lot,
+)
 from streamadapt.models.contract import Spec
 from streamadapt.testing.checks.cases import CASES, Case, drive, state_bytes
 
@@ -83,8 +93,9 @@ def a_lot(spec: Spec, experts: int, *, times: bool) -> Lot:
     rng = np.random.default_rng(4)
     shape = (experts, spec.rows, spec.columns)
     lot = empty_lot(EVENTS, spec.window, spec.channels, shape, 0, spec.window if times else 0)
-    kinds = [PREDICT, LEARN, ADAPT, FORGET]
-    lot.kinds[:] = rng.choice(kinds, EVENTS, p=[0.4, 0.39, 0.2, 0.01])
+    kinds = [PREDICT, LEARN, ADAPT, FORGET, ENTRY, NOTHING]
+    lot.kinds[:] = rng.choice(kinds, EVENTS, p=[0.2, 0.38, 0.1, 0.01, 0.3, 0.01])
+    lot.at[:] = rng.permutation(EVENTS)
     lot.keys[:] = rng.integers(0, KEYS, EVENTS)
     size = 10.0 ** rng.choice([0.0, 1.0, 1.0, 1.0, 30.0], EVENTS)[:, None, None]
     lot.windows[:] = rng.normal(10.0, 2.0, lot.windows.shape) * np.minimum(size, 1e6)
@@ -122,10 +133,6 @@ def arrays(state: Any) -> list[bytes]:
     return [state.tobytes()]
 
 
-def part(lot: Lot, first: int, last: int) -> Lot:
-    return Lot(*(array[first:last] for array in lot))
-
-
 @pytest.mark.parametrize("times", [True, False], ids=["timed", "untimed"])
 @pytest.mark.parametrize(("make", "case"), PAIRS)
 def test_compiled_and_plain_give_the_same_bits(
@@ -135,10 +142,10 @@ def test_compiled_and_plain_give_the_same_bits(
     kernel = kernel_of(learner.steps_for(spec))
     lots = [a_lot(spec, len(learner.names), times=times) for _ in range(3)]
     parts = [parts_of(learner, spec) for _ in range(3)]
-    kernel(lot_box(lots[0]), EVENTS, parts_box(parts[0]))
-    kernel.function(lots[1], EVENTS, parts[1])
+    kernel(lot_box(lots[0]), 0, EVENTS, parts_box(parts[0]))
+    kernel.function(lots[1], 0, EVENTS, parts[1])
     for first, last in ((0, 1), (1, 170), (170, EVENTS)):
-        kernel(lot_box(part(lots[2], first, last)), last - first, parts_box(parts[2]))
+        kernel(lot_box(lots[2]), first, last, parts_box(parts[2]))
     assert np.isfinite(lots[0].outputs).all()
     assert lots[0].outputs.any()
     for lot, other in zip(lots[1:], parts[1:], strict=True):

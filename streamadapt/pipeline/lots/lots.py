@@ -43,13 +43,15 @@ class Lots:
     ----------
     allowed : bool
         False: every item is taken alone, for tests that compare the two.
+    taken : int
+        How many items have been taken in lots.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
         self._room: Room | None = None
         self._made_for: tuple[Any, ...] = ()
-        self.allowed = True
+        self.allowed, self.taken = True, 0
 
     def _parts_suit(self) -> bool:
         """Whether all parts of the pipeline can take a lot."""
@@ -126,6 +128,7 @@ class Lots:
         if taken is not None and taken.count:
             taken.commit()
         events.commit()
+        self.taken += events.count
         return self._run(events)
 
     def _run(self, events: LotEvents) -> Told:
