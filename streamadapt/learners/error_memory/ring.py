@@ -58,11 +58,11 @@ __all__ = [
 
 TIE: Final = 1e-10
 """Of two entries at the same squared distance the newer is the nearer, by this much per entry of
-age. It is above the rounding errors of keys up to a length of some hundred; of longer ones, ties
-go to any of them."""
+age. It is above the rounding errors of distances up to some hundred; of longer ones, ties go to
+any of them."""
 SAME: Final = 1e-12
-"""Squared distances below this, relative to one plus the key's own square, are rounding errors of
-zero."""
+"""Squared distances below this, relative to one plus the key's own square, count as zero: the
+inputs were float32 numbers."""
 BLOCK: Final = 256
 """Entries whose distances are found together: few enough that they stay near the processor."""
 MANY: Final = 2**21

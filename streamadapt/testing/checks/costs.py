@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from streamadapt.learners.base import Learner
+from streamadapt.learners.compiled import CompiledLearner
 
 __all__ = ["count_work", "size_of"]
 
@@ -47,7 +48,9 @@ def _deep(root: Any, seen: set[int]) -> int:
             left.extend(item.values())
         elif isinstance(item, list | tuple | set | frozenset | deque):
             left.extend(item)
-        if hasattr(item, "__dict__"):
+        if isinstance(item, CompiledLearner):
+            left.append(item.__getstate__())  # without the holders that kernels are called with
+        elif hasattr(item, "__dict__"):
             left.append(vars(item))
     return total
 
