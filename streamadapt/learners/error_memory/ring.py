@@ -257,7 +257,7 @@ def find_nearest(cosine: bool, keys: Any, rank: Any, count: int, near: Any) -> N
     held = min(count, capacity)
     for first in range(0, held, BLOCK):
         size = min(BLOCK, held - first)
-        measure(cosine, keys[:, first : first + size], near.query, near.far)
+        measure(cosine, keys, first, size, near.query, near.far)
         for i in range(size):
             if near.far[i] < near.rank[0] and rank[first + i] < math.inf:
                 away = near.far[i] + TIE * age(count, first + i, capacity)
@@ -266,14 +266,13 @@ def find_nearest(cosine: bool, keys: Any, rank: Any, count: int, near: Any) -> N
 
 
 @compiled
-def measure(cosine: bool, keys: Any, query: Any, far: Any) -> None:
-    """Write the squared distances of keys (features, entries) from `query`: ``2 - 2 s`` by the
-    similarity s of keys of length one."""
-    size = keys.shape[1]
+def measure(cosine: bool, keys: Any, first: int, size: int, query: Any, far: Any) -> None:
+    """Write the squared distances of a block of keys (features, capacity) from `query`; of keys
+    of length one ``2 - 2 s``, s their similarity."""
     for i in range(size):
         far[i] = 2.0 if cosine else 0.0
     for f in range(query.shape[0]):
-        value, others = np.float64(query[f]), keys[f]
+        value, others = np.float64(query[f]), keys[f, first : first + size]
         if cosine:
             for i in range(size):
                 far[i] -= 2.0 * value * np.float64(others[i])
