@@ -243,6 +243,11 @@ class ErrorMemory(CompiledLearner):
         """Return one of each store, and one that keeps float32 keys."""
         return cls(), cls(capacity=ring.MANY), cls(store="sketch")
 
+    def allocate(self, spec: Spec) -> None:
+        """Allocate an empty store."""
+        self._embedded = self._key(spec).source == EMBEDDING
+        super().allocate(spec)
+
     def steps_for(self, spec: Spec) -> Steps:
         """Return the steps of the store."""
         del spec
@@ -302,7 +307,12 @@ class ErrorMemory(CompiledLearner):
         _, k = self._ring_size(spec)
         cosine = key.source in (EMBEDDING, INPUTS)
         return ring.RingSettings(
-            key, float(strength), gamma, float(self.min_entries or k), cosine, self.tau or 0.1
+            key,
+            float(strength),
+            gamma,
+            float(self.min_entries or k),
+            cosine,
+            float(self.tau or 0.1),
         )
 
     def start(self, spec: Spec) -> ring.RingMemory | sketch.SketchMemory:
@@ -340,11 +350,10 @@ class ErrorMemory(CompiledLearner):
 
     def _require_embedding(self, base: BaseOutput) -> None:
         """Refuse an embedding of another size, or none, where it is the key."""
-        spec = self.spec
-        if self._key(spec).source == EMBEDDING:
-            assert spec.embedding is not None
+        if self._embedded:
+            assert self.spec.embedding is not None
             assert base.embedding is not None
-            require_shape("base.embedding", base.embedding, (spec.embedding,))
+            require_shape("base.embedding", base.embedding, (self.spec.embedding,))
 
 
 def _one_of(name: str, value: str | None, allowed: tuple[str | None, ...]) -> None:
