@@ -22,6 +22,9 @@ from torch import Tensor
 
 from streamadapt import ErrorMemory
 from streamadapt.learners import BaseOutput, Spec
+from streamadapt.learners.boxes import lot_box, parts_box
+from streamadapt.learners.compiled import kernel_of, shared_of
+from streamadapt.learners.lots import LEARN, Lot, Parts, empty_lot
 from streamadapt.testing.checks.costs import size_of
 
 __all__ = ["SEEN", "STORES", "Cost", "main", "measure", "page"]
@@ -42,10 +45,8 @@ SETTINGS = {
 PROTOCOL = (
     f"Classification into {CLASSES} classes, keyed on an embedding of {FEATURES} numbers, all "
     f"random and different "
-    "(standard normal). The entries before the measured ones are really put in, by the stores' "
-    "bulk update, which the "
-    "tests compare with one entry at a time; the measured ones go through the learner's predict "
-    "and learn. Process "
+    "(standard normal). The entries before the measured ones are really learned, one entry at a "
+    "time in lots; the measured ones go through the learner's predict and learn. Process "
     f"time, one thread, median of {BLOCKS} blocks of {ENTRIES} entries; the three states take "
     f"turns block by block, so "
     "that a machine that is slow for a while is slow for all, and each block starts from the "
@@ -95,14 +96,25 @@ def spec() -> Spec:
 
 
 def feed(learner: ErrorMemory, n: int, generator: torch.Generator) -> None:
-    """Put `n` random examples straight into the store."""
+    """Let the learner learn `n` random examples, in lots."""
+    lot, kernel = empty_lot(CHUNK, 1, 1, (1, 1, CLASSES), FEATURES, 0), _kernel_of(learner)
+    lot.kinds[:] = LEARN
+    lot.known[:] = True
     for start in range(0, n, CHUNK):
         many = min(CHUNK, n - start)
-        embeddings, labels, outputs = _examples(many, generator)
-        keys = torch.nn.functional.normalize(embeddings.double(), dim=1)
-        learner.memory.write_many(
-            keys.unsqueeze(1), torch.stack([labels, outputs], dim=1).unsqueeze(1)
-        )
+        arrays = (lot.embeddings, lot.targets[:, 0], lot.bases[:, 0])
+        for array, tensor in zip(arrays, _examples(many, generator), strict=True):
+            array[:many] = tensor.numpy()
+        kernel(lot, many)
+
+
+def _kernel_of(learner: ErrorMemory) -> Callable[[Lot, int], None]:
+    """Return what takes a learner through the first events of a lot."""
+    shared, state = shared_of(learner.spec), learner.state
+    settings, room = learner.settings(learner.spec), learner.room(learner.spec)
+    parts = parts_box(Parts(shared, settings, state, room, 0, 1))
+    kernel = kernel_of(learner.steps_for(learner.spec))
+    return lambda lot, size: kernel(lot_box(lot), size, parts)
 
 
 def _examples(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

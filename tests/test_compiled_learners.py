@@ -18,6 +18,7 @@ from streamadapt.learners import (
     RLS,
     Bias,
     Calibration,
+    ErrorMemory,
     Gain,
     Holt,
     LastValue,
@@ -49,6 +50,12 @@ MAKERS: dict[str, Callable[[], CompiledLearner]] = {
     "bias": lambda: Bias((0.5, 0.02)),
     "calibration": lambda: Calibration((1.0, 0.9, 0.3)),
     "calibration-unclipped": lambda: Calibration(0.98, clip=float("inf"), ridge=2.0),
+    "error_memory": lambda: ErrorMemory(capacity=60, k=5),
+    "error_memory-inputs": lambda: ErrorMemory(capacity=60, k=60, embedding="inputs"),
+    "error_memory-labels": lambda: ErrorMemory(capacity=60, value="label", gamma=0.3),
+    "error_memory-panel": lambda: ErrorMemory(scope="panel", capacity=60, k=5),
+    "sketch": lambda: ErrorMemory(store="sketch", tables=6, bits=4),
+    "sketch-panel": lambda: ErrorMemory(store="sketch", scope="panel", tables=6, bits=4),
     "gain": lambda: Gain((0.3, 0.02)),
     "holt": Holt,
     "holt-no-jumps": lambda: Holt(0.2, 0.0, jump=float("inf")),
@@ -91,8 +98,9 @@ PAIRS = [
 def a_lot(spec: Spec, experts: int, *, times: bool) -> Lot:
     """Events of all kinds for several keys, with values up to 1e30."""
     rng = np.random.default_rng(4)
-    shape = (experts, spec.rows, spec.columns)
-    lot = empty_lot(EVENTS, spec.window, spec.channels, shape, 0, spec.window if times else 0)
+    shape, seen = (experts, spec.rows, spec.columns), spec.window if times else 0
+    lot = empty_lot(EVENTS, spec.window, spec.channels, shape, spec.embedding or 0, seen)
+    lot.embeddings[:] = np.random.default_rng(5).normal(size=lot.embeddings.shape)
     kinds = [PREDICT, LEARN, ADAPT, FORGET, ENTRY, NOTHING]
     lot.kinds[:] = rng.choice(kinds, EVENTS, p=[0.2, 0.38, 0.1, 0.01, 0.3, 0.01])
     lot.at[:] = rng.permutation(EVENTS)

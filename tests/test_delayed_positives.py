@@ -11,6 +11,7 @@ import torch
 from core_helpers import base, built, spec_of
 from hypothesis import given
 from hypothesis import strategies as st
+from memory_stores import Ring
 from river import linear_model, preprocessing
 from test_tasks import label, reason_of
 
@@ -30,8 +31,7 @@ from streamadapt import (
 )
 from streamadapt.errors import Reason
 from streamadapt.learners import Learner
-from streamadapt.learners.error_memory.ring import Ring
-from streamadapt.learners.error_memory.sketch import StoreShape
+from streamadapt.learners.error_memory.values import StoreShape
 from streamadapt.tasks import Arrival, Issued
 from streamadapt.tasks.delayed_positives import DelayedPositives
 from streamadapt.testing.checks.cases import CASES, drive
@@ -213,15 +213,12 @@ def test_river_models_receive_the_weight() -> None:
 
 
 def test_an_exact_memory_averages_by_weight() -> None:
-    ring = Ring(
-        StoreShape(1, 1, 1, 1), capacity=4, k=4, floor=1, tau=None, device=torch.device("cpu")
-    )
+    ring = Ring(StoreShape(1, 1, 1, 1), capacity=4, k=4)
     for value, weight in ((1.0, 1.0), (4.0, 2.0), (100.0, 0.0)):
-        key = torch.zeros(1, 1, dtype=torch.float64)
-        ring.write(key, torch.tensor([[[value]]]), torch.ones(1, dtype=torch.bool), weight=weight)
-    mean, known = ring.read(torch.zeros(1, 1, dtype=torch.float64))
+        ring.write([[0.0]], [[[value]]], [True], weight=weight)
+    mean, known = ring.read([[0.0]])
     assert known.all()
-    assert float(mean) == pytest.approx((1.0 + 2.0 * 4.0) / 3.0)
+    assert mean.item() == pytest.approx((1.0 + 2.0 * 4.0) / 3.0)
 
 
 def test_a_refit_keeps_the_weight_with_its_example() -> None:

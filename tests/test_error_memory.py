@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from core_helpers import CPU, bits, built, entries, entry, items_in_order, spec_of, state, walk
+from memory_stores import keys_of
 from torch import Tensor, nn
 
 from streamadapt import (
@@ -22,7 +23,7 @@ from streamadapt import (
 )
 from streamadapt.errors import ConfigError, ShapeError
 from streamadapt.learners import BaseOutput
-from streamadapt.learners.error_memory.keys import EmbeddingKey, InputsKey
+from streamadapt.learners.error_memory.keys import EMBEDDING, INPUTS
 from streamadapt.testing.checks.cases import Case, drive
 
 EMBEDDINGS = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 2.0], [-3.0, 0.0]])
@@ -61,7 +62,7 @@ QUERY, P = np.array([0.9, 0.2]), np.array([0.25, 0.25, 0.5])
 
 def asked(learner: ErrorMemory, output: Any = P) -> Any:
     now = said(torch.tensor(output, dtype=torch.float32), torch.tensor(QUERY, dtype=torch.float32))
-    return learner.predict(torch.zeros(1, 2), now)[0].numpy()
+    return learner.predict(torch.zeros(1, 2), now)[0, 0].numpy()
 
 
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.9), (0.5, 0.4), (0.0, 0.9)])
@@ -99,7 +100,7 @@ def test_values_are_not_clipped_and_residuals_are_the_label_form_with_gamma_zero
 def test_the_sketch_has_the_same_forms(gamma: float) -> None:
     """With one table of one bucket side the means are plain ones, faded by age: all by hand."""
     learner = remembering(store="sketch", tables=1, bits=1, decay=0.5, gamma=gamma, strength=0.5)
-    side = learner.memory.projections[:, 0].numpy()
+    side = learner.state.memory.projections[0, :, 0]
     w = np.array([0.125, 0.25, 0.5, 1.0]) * (
         (EMBEDDINGS.double().numpy() @ side > 0) == (QUERY @ side > 0)
     )
@@ -178,8 +179,8 @@ def test_the_embedding_is_taken_by_name_or_as_returned() -> None:
     returned = FrozenModel(Classifier(shows=True), softmax=True)
     learner = ErrorMemory(k=3, capacity=20)
     by_name = served_by(named, learner)
-    assert isinstance(learner.key, EmbeddingKey)
-    assert learner.key.features == 5
+    assert learner.settings(learner.spec).key.source == EMBEDDING
+    assert learner.state.memory.keys.shape == (1, 1, 5, 20)
     np.testing.assert_array_equal(by_name, served_by(returned, ErrorMemory(k=3, capacity=20)))
     np.testing.assert_array_equal(
         by_name, served_by(named, ErrorMemory(k=3, capacity=20, embedding="base"))
@@ -192,7 +193,7 @@ def test_the_inputs_are_taken_where_a_base_shows_nothing_or_when_asked_for() -> 
     )
     learner = ErrorMemory(k=3, capacity=20)
     by_inputs = served_by(plain, learner)
-    assert isinstance(learner.key, InputsKey)
+    assert learner.settings(learner.spec).key.source == INPUTS
     np.testing.assert_array_equal(
         by_inputs, served_by(named, ErrorMemory(k=3, capacity=20, embedding="inputs"))
     )
@@ -207,8 +208,9 @@ def test_a_base_without_an_embedding_is_told_what_to_do() -> None:
 
 def test_the_inputs_are_scaled_and_have_a_one() -> None:
     spec = spec_of("regression", 2, 2, 1, 1, scale=torch.tensor([2.0, 10.0]))
-    key = InputsKey(spec)(torch.tensor([[2.0, 10.0], [4.0, 0.0]]), said(torch.zeros(1)))
-    np.testing.assert_allclose(key.numpy(), np.array([[1.0, 1.0, 2.0, 0.0, 1.0]]) / 7**0.5)
+    learner = built(ErrorMemory(), spec)
+    key = keys_of(learner, torch.tensor([[2.0, 10.0], [4.0, 0.0]]), said(torch.zeros(1)))
+    np.testing.assert_allclose(key, np.array([[1.0, 1.0, 2.0, 0.0, 1.0]]) / 7**0.5)
 
 
 def test_an_embedding_of_zeros_is_as_far_from_all() -> None:
@@ -216,7 +218,7 @@ def test_an_embedding_of_zeros_is_as_far_from_all() -> None:
     nothing."""
     learner = remembering(k=4, capacity=5, strength=1.0)
     off = said(torch.tensor([0.2, 0.3, 0.5]), torch.zeros(2))
-    mine = learner.predict(torch.zeros(1, 2), off)
+    (mine,) = learner.predict(torch.zeros(1, 2), off)
     torch.testing.assert_close(mine, TARGETS.mean(0, keepdim=True))
     learner.learn(torch.zeros(1, 2), off, TARGETS[:1], torch.ones(1, 3, dtype=torch.bool))
     assert torch.isfinite(torch.from_numpy(asked(learner))).all()
@@ -270,10 +272,12 @@ def test_sizes_by_default(panel: bool, columns: int, capacity: int, k: int) -> N
     learner = built(
         ErrorMemory(scope="panel" if panel else None), spec_of("forecast", 30, columns, 2, columns)
     )
-    assert (learner.memory.capacity, learner.memory.k, learner.memory.floor) == (capacity, k, k)
-    assert learner.key.features == (4 * columns + 2 if panel else 26)
+    features = 4 * columns + 2 if panel else 26
+    assert learner.state.memory.keys.shape[2:] == (features, capacity)
+    assert learner.settings(learner.spec).floor == k
+    assert len(learner.room(learner.spec).near.at) == k
     small = built(ErrorMemory(capacity=10), spec_of("forecast", 30, 2, 2, 2))
-    assert small.memory.k == 10
+    assert len(small.room(small.spec).near.at) == 10
 
 
 @pytest.mark.parametrize(

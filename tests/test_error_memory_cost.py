@@ -20,7 +20,8 @@ def test_what_is_fed_is_in_the_store_and_takes_no_more_room(name: str) -> None:
     learner = memory_cost.STORES[name]()
     learner.build(memory_cost.spec())
     memory_cost.feed(learner, 2500, torch.Generator().manual_seed(0))
-    seen = learner.memory.clock if name == "sketch" else learner.memory.count
+    memory = learner.state.memory
+    seen = memory.clock if name == "sketch" else memory.count
     assert seen.item() == 2500
 
 

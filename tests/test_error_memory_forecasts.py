@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from core_helpers import built, entry, spec_of
+from memory_stores import keys_of
 from torch import Tensor
 
 from streamadapt import ErrorMemory, Forecast, NoGuard, Persistence, Pipeline
 from streamadapt.learners import BaseOutput
-from streamadapt.learners.error_memory.keys import MOST_DIRECTIONS, WORTH, PanelKey
+from streamadapt.learners.error_memory.keys import MOST_DIRECTIONS, WORTH
 
 HOUR_NS = 3_600_000_000_000
 
@@ -39,7 +40,7 @@ def test_forecasts_can_be_keyed_on_an_embedding() -> None:
     s = np.array([query @ [1.0, 0.0], query @ [0.8, 0.6]]) / np.linalg.norm(query)
     w = np.exp(s / 0.1) / np.exp(s / 0.1).sum()
     wanted = 7.0 + w[0] * paths[0].numpy() + w[1] * paths[1].numpy()
-    mine = learner.predict(
+    (mine,) = learner.predict(
         torch.zeros(3, 2), said(torch.full((2, 2), 7.0), torch.tensor(query).float())
     )
     np.testing.assert_allclose(mine.numpy(), wanted, rtol=1e-6)
@@ -114,7 +115,7 @@ def test_forecasts_equal_the_slow_transcription(scope: Any, window: int) -> None
         times = torch.arange(i, i + window) * HOUR_NS + HOUR_NS // 3
         now = BaseOutput(torch.from_numpy(rng.normal(size=(t, n)).astype(np.float32)), None, times)
         wanted = now.output.numpy() + slow.correction(inputs, times)
-        np.testing.assert_allclose(fast.predict(inputs, now).numpy(), wanted, rtol=0, atol=2e-6)
+        np.testing.assert_allclose(fast.predict(inputs, now)[0].numpy(), wanted, rtol=0, atol=2e-6)
         corrected += not np.array_equal(wanted, now.output.numpy())
         target = torch.from_numpy(rng.normal(size=(t, n)).astype(np.float32))
         mask = torch.from_numpy((rng.random((t, n)) < 0.8) & (rng.random(n) < 0.9))
@@ -147,32 +148,31 @@ def test_a_path_is_remembered_under_the_key_of_its_own_time() -> None:
 def test_the_period_is_what_time_of_day_is_taken_within() -> None:
     spec = spec_of("forecast", 2, 1, 1, 1)
     inputs = torch.zeros(2, 1)
-    key = built(ErrorMemory(period=3600.0, key_window=1), spec).key
+    learner = built(ErrorMemory(period=3600.0, key_window=1), spec)
     for minutes, phase in ((0, (0.0, 1.0)), (15, (1.0, 0.0)), (90, (0.0, -1.0))):
         times = torch.tensor([0, minutes * 60 * 10**9])
-        got = key(inputs, said(torch.zeros(1, 1), times=times))
-        np.testing.assert_allclose(got.numpy(), [[0.0, *phase]], atol=1e-12)
-    untimed = key(inputs, said(torch.zeros(1, 1)))
-    np.testing.assert_array_equal(untimed.numpy(), [[0.0, 0.0, 0.0]])
+        got = keys_of(learner, inputs, said(torch.zeros(1, 1), times=times))
+        np.testing.assert_allclose(got, [[0.0, *phase]], atol=1e-12)
+    untimed = keys_of(learner, inputs, said(torch.zeros(1, 1)))
+    np.testing.assert_array_equal(untimed, [[0.0, 0.0, 0.0]])
 
 
 def test_a_wide_panel_is_looked_at_in_random_orthogonal_directions() -> None:
     """Distances between panels are kept about as they are, and the key is no wider."""
     n = 150
     spec = spec_of("forecast", 8, n, 2, n)
-    key = PanelKey(spec, period=86_400.0, one=False)
-    assert key.directions is not None
+    learner = built(ErrorMemory(scope="panel", capacity=32), spec)
+    directions = learner.state_dict()["key.directions"]
     torch.testing.assert_close(
-        key.directions.T @ key.directions, torch.eye(MOST_DIRECTIONS, dtype=torch.float64)
+        directions.T @ directions, torch.eye(MOST_DIRECTIONS, dtype=torch.float64)
     )
     rng = np.random.default_rng(0)
     ratios = []
     for _ in range(50):
         a, b = (torch.from_numpy(rng.normal(size=(8, n)).astype(np.float32)) for _ in range(2))
-        away = (key(a, said(torch.zeros(2, n))) - key(b, said(torch.zeros(2, n))))[
-            0, :MOST_DIRECTIONS
-        ]
-        ratios.append(float(away.norm() / ((a - b)[-1].norm() * (WORTH / n) ** 0.5)))
+        keys = [keys_of(learner, each, said(torch.zeros(2, n)))[0].copy() for each in (a, b)]
+        away = np.linalg.norm((keys[0] - keys[1])[:MOST_DIRECTIONS])
+        ratios.append(float(away / ((a - b)[-1].norm() * (WORTH / n) ** 0.5)))
     assert np.mean(ratios) == pytest.approx(1.0, abs=0.05)
     assert 0.7 < min(ratios) < max(ratios) < 1.3
 
@@ -193,11 +193,11 @@ def test_a_channel_without_targets_keeps_what_it_has() -> None:
         for _ in range(6):
             learner.learn(draw(), said(torch.zeros(2, 2)), draw()[:2], both)
         query = draw()
-        before = learner.predict(query, said(torch.zeros(2, 2)))
+        (before,) = learner.predict(query, said(torch.zeros(2, 2)))
         for _ in range(20):
             learner.learn(
                 draw(), said(torch.zeros(2, 2)), draw()[:2], torch.tensor([[True, False]] * 2)
             )
-        after = learner.predict(query, said(torch.zeros(2, 2)))
+        (after,) = learner.predict(query, said(torch.zeros(2, 2)))
         assert torch.equal(before[:, 1], after[:, 1])
         assert not torch.equal(before[:, 0], after[:, 0])

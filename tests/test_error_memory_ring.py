@@ -6,20 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from core_helpers import built, spec_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory_stores import Ring, run
 
-from streamadapt.learners.error_memory.ring import Ring
-from streamadapt.learners.error_memory.sketch import StoreShape
-
-torch.set_num_threads(1)
-
-
-def ring_of(
-    shape: StoreShape, *, capacity: int, k: int, floor: float = 1, tau: float | None = None
-) -> Ring:
-    return Ring(shape, capacity=capacity, k=k, floor=floor, tau=tau, device=torch.device("cpu"))
+from streamadapt import ErrorMemory
+from streamadapt.compiled import ENABLED
+from streamadapt.learners.error_memory import ring as rings
+from streamadapt.learners.error_memory.values import StoreShape
+from streamadapt.learners.lots import LEARN, PREDICT, empty_lot
 
 
 class Brute:
@@ -70,11 +66,11 @@ class Brute:
 
 
 def compare(ring: Ring, brute: Brute, asked: Any) -> int:
-    mean, found = ring.read(torch.from_numpy(asked))
+    mean, found = ring.read(asked)
     wanted, there = brute.read(asked)
-    np.testing.assert_array_equal(found.numpy(), there)
+    np.testing.assert_array_equal(found, there)
     at = np.broadcast_to(there[:, None], wanted.shape)
-    np.testing.assert_allclose(mean.numpy()[at], wanted[at], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(mean[at], wanted[at], rtol=1e-6, atol=1e-6)
     return int(there.sum())
 
 
@@ -92,7 +88,7 @@ def test_reads_are_those_of_a_brute_force(
     """Also with keys of a coarse grid, of which most are at the same distance from a query as some
     others are."""
     capacity, k = sizes
-    ring = ring_of(
+    ring = Ring(
         shape, capacity=capacity, k=k, floor=2 if capacity > 1 else 1, tau=0.1 if cosine else None
     )
     brute = Brute(ring)
@@ -112,77 +108,111 @@ def test_reads_are_those_of_a_brute_force(
         )
         known = ~np.isnan(values[:, 0]).all(-1)
         written = keys()
-        ring.write(torch.from_numpy(written), torch.from_numpy(values), torch.from_numpy(known))
+        ring.write(written, values, known)
         brute.write(written, values, known)
         compared += compare(ring, brute, keys()) + compare(ring, brute, written)
     assert compared > 40
 
 
-@pytest.mark.parametrize("level", [0.0, 1.0, 100.0])
+@pytest.mark.parametrize("level", [0.0, 1.0, 100.0, 1e7])
 def test_equal_keys_are_at_distance_zero_and_the_newest_count(level: float) -> None:
     """A stream that stands still: no rounding error becomes a distance, and the k newest weigh the
     same."""
-    ring = ring_of(StoreShape(1, 3, 1, 1), capacity=37, k=5)
-    key = torch.tensor([[level, level / 3.0, level / 7.0]], dtype=torch.float64)
+    ring = Ring(StoreShape(1, 3, 1, 1), capacity=37, k=5)
+    key = np.array([[level, level / 3.0, level / 7.0]])
     for i in range(100):
-        ring.write(key, torch.full((1, 1, 1), float(i)), torch.tensor([True]))
+        ring.write(key, np.full((1, 1, 1), float(i)), [True])
         newest = np.arange(i + 1)[-5:].mean()
         assert ring.read(key)[0].item() == pytest.approx(newest, rel=1e-6), i
 
 
 def test_the_newest_overwrites_the_oldest() -> None:
-    ring = ring_of(StoreShape(2, 1, 1, 1), capacity=3, k=1)
+    ring = Ring(StoreShape(2, 1, 1, 1), capacity=3, k=1)
     for i in range(5):  # group 1 is written every other time, and has a ring of its own
-        keys = torch.tensor([[float(i)], [float(i)]], dtype=torch.float64)
-        ring.write(keys, torch.full((2, 1, 1), float(i)), torch.tensor([True, i % 2 == 0]))
-    zeros = torch.zeros(2, 1, dtype=torch.float64)
+        keys = np.array([[float(i)], [float(i)]])
+        ring.write(keys, np.full((2, 1, 1), float(i)), [True, i % 2 == 0])
+    zeros = np.zeros((2, 1))
     assert ring.read(zeros)[0].flatten().tolist() == [2.0, 0.0], (
         "0 and 1 are gone from the first group"
     )
-    assert ring.count.flatten().tolist() == [5, 3]
+    assert ring.state.count.flatten().tolist() == [5, 3]
 
 
 def test_a_key_of_zeros_is_like_no_other() -> None:
     """Its cosine to any key is 0: it is passed over, and a query of zeros finds all alike."""
-    ring = ring_of(StoreShape(1, 2, 1, 1), capacity=4, k=2, tau=0.1)
+    ring = Ring(StoreShape(1, 2, 1, 1), capacity=4, k=2, tau=0.1)
     for i, key in enumerate(([0.0, 0.0], [1.0, 0.0], [0.6, 0.8])):
-        ring.write(
-            torch.tensor([key], dtype=torch.float64),
-            torch.full((1, 1, 1), float(i)),
-            torch.tensor([True]),
-        )
+        ring.write(np.array([key]), np.full((1, 1, 1), float(i)), [True])
     near = np.exp(np.array([1.0, 0.6]) / 0.1)
-    mean = ring.read(torch.tensor([[1.0, 0.0]], dtype=torch.float64))[0].item()
+    mean = ring.read(np.array([[1.0, 0.0]]))[0].item()
     assert mean == pytest.approx(float(near @ [1.0, 2.0] / near.sum()), rel=1e-6)
-    assert ring.read(torch.zeros(1, 2, dtype=torch.float64))[0].item() == pytest.approx(1.5), (
-        "the two newest"
-    )
+    assert ring.read(np.zeros((1, 2)))[0].item() == pytest.approx(1.5), "the two newest"
 
 
 def test_below_its_floor_it_knows_nothing() -> None:
-    ring = ring_of(StoreShape(2, 1, 1, 2), capacity=8, k=2, floor=3)
-    key = torch.zeros(2, 1, dtype=torch.float64)
+    ring = Ring(StoreShape(2, 1, 1, 2), capacity=8, k=2, floor=3)
+    key = np.zeros((2, 1))
     assert not ring.read(key)[1].any()
     for _ in range(3):
         assert not ring.read(key)[1].any()
-        ring.write(key, torch.ones(2, 1, 2), torch.tensor([True, False]))
+        ring.write(key, np.ones((2, 1, 2)), [True, False])
     assert ring.read(key)[1].tolist() == [[True, True], [False, False]]
 
 
-@pytest.mark.parametrize("tau", [None, 0.1])
-@pytest.mark.parametrize(("before", "many"), [(0, 3), (4, 5), (9, 40), (0, 0), (25, 1)])
-def test_many_at_once_are_one_after_the_other(before: int, many: int, tau: float | None) -> None:
-    shape = StoreShape(2, 3, 2, 2)
-    one, bulk = (ring_of(shape, capacity=10, k=3, tau=tau) for _ in range(2))
-    g = torch.Generator().manual_seed(before)
-    keys = torch.randn(before + many, 2, 3, generator=g, dtype=torch.float64)
-    values = torch.randn(before + many, 2, 2, 2, generator=g)
-    values[torch.rand(before + many, 2, generator=g) < 0.3] = torch.nan
-    for i in range(before + many):
-        for ring in (one, bulk) if i < before else (one,):
-            ring.write(keys[i], values[i], ~values[i, :, 0].isnan().all(-1))
-    bulk.write_many(keys[before:], values[before:])
-    for name, tensor in one.state_dict().items():
-        torch.testing.assert_close(
-            bulk.state_dict()[name], tensor, rtol=1e-14, atol=1e-14, equal_nan=True
+def many(n: int, level: float) -> Ring:
+    """A ring with entries at `level` plus 1, 2, 4, ... thousandths."""
+    ring = Ring(StoreShape(1, 2, 1, 1), capacity=n, k=3)
+    for i in range(n):
+        ring.write([[level, level + 2.0**i / 1000.0]], [[[float(i)]]], [True])
+    return ring
+
+
+def test_a_large_memory_keeps_float32_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half the bytes, and the same neighbours; an equal key is at distance zero."""
+    exact = many(8, 0.3)
+    monkeypatch.setattr(rings, "MANY", 15)
+    rounded = many(8, 0.3)
+    assert (exact.state.keys.dtype, rounded.state.keys.dtype) == (np.float64, np.float32)
+    for query in ([[0.3, 0.31]], [[0.1, 0.4]]):
+        np.testing.assert_allclose(rounded.read(query)[0], exact.read(query)[0], rtol=1e-4)
+    rounded.read([[0.3, 0.3 + 16 / 1000.0]])
+    assert rounded.near.weight.max() == 1.0
+
+
+@pytest.mark.parametrize("n", [255, 256, 257, 700])
+def test_blocks_do_not_matter(n: int) -> None:
+    """More entries than are measured together, full or not."""
+    shape, rng = StoreShape(1, 3, 1, 1), np.random.default_rng(n)
+    for capacity in (n, n + 100):
+        ring = Ring(shape, capacity=capacity, k=4)
+        brute = Brute(ring)
+        for _ in range(n + 3):
+            entry = rng.normal(size=(1, 3)), rng.normal(size=(1, 1, 1)).astype(np.float32), [True]
+            ring.write(*entry)
+            brute.write(*entry)
+        assert compare(ring, brute, rng.normal(size=(1, 3))) == 1
+
+
+@pytest.mark.skipif(not ENABLED, reason="nothing is compiled")
+@pytest.mark.parametrize("many", [0, rings.MANY], ids=["float32", "float64"])
+@pytest.mark.parametrize("embedding", ["auto", "base"], ids=["distance", "cosine"])
+def test_compiled_blocks_give_the_same_bits(
+    many: int, embedding: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rings, "MANY", many)
+    rng, found = np.random.default_rng(1), []
+    lot = empty_lot(720, 4, 1, (1, 2, 1), 5, 4)
+    lot.kinds[:] = [LEARN] * 700 + [PREDICT] * 20
+    for array in (lot.windows, lot.bases, lot.embeddings, lot.targets):
+        array[:] = rng.normal(size=array.shape)
+    lot.known[:] = rng.random(lot.known.shape) < 0.8
+    for compiled in (True, False):
+        learner = built(
+            ErrorMemory(capacity=690, embedding=embedding),
+            spec_of("forecast", 4, 1, 2, 1, embedding=5),
         )
+        lot.outputs[:] = 0.0
+        run(learner, lot, 720, compiled=compiled)
+        found.append((lot.outputs.tobytes(), *(a.tobytes() for a in learner.state.memory)))
+        assert learner.state.memory.keys.dtype == (np.float64 if many else np.float32)
+    assert found[0] == found[1]

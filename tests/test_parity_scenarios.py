@@ -27,8 +27,15 @@ from parity.scenarios import (
 MADE = json.loads(MANIFEST.read_text()) if MANIFEST.exists() else {"scenarios": {}, "machine": {}}
 
 
-BEYOND_THE_BAR = {"etth1-weak": {"served beside adcsd": tolerances.Tolerance(5e-5)}}
-"""3 of 54 served predictions are up to 2.9e-5 off, above the bar of 1e-5; no expert is."""
+BEYOND_THE_BAR = {
+    "etth1-weak": {
+        "served beside adcsd": tolerances.Tolerance(5e-5),
+        "choice": tolerances.Tolerance(2e-6),
+    }
+}
+"""3 of 54 served predictions are up to 2.9e-5 off, above the bar of 1e-5. 4 of the memory's are up
+to 1.8e-6 off: the torch form subtracted float32 numbers to get the base's errors, and added the
+correction in float32; in float64 it gives the present predictions to the last bit."""
 
 
 NOT_YET = {

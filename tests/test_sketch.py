@@ -9,25 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from core_helpers import built, spec_of
+from memory_stores import Sketch, run
 
+from streamadapt import ErrorMemory
 from streamadapt.learners.base import MOST_BOOSTED
-from streamadapt.learners.error_memory.sketch import Sketch, StoreShape
-
-torch.set_num_threads(1)
-
-CPU = torch.device("cpu")
-
-
-def sketch_of(
-    shape: StoreShape, *, tables: int = 5, bits: int = 3, decay: float = 0.9, floor: float = 0.2
-) -> Sketch:
-    generator = torch.Generator().manual_seed(4)
-    return Sketch(
-        shape, tables=tables, bits=bits, decay=decay, floor=floor, generator=generator, device=CPU
-    )
+from streamadapt.learners.error_memory.values import StoreShape
+from streamadapt.learners.lots import LEARN, empty_lot
 
 
 class Slow:
@@ -35,7 +23,7 @@ class Slow:
     age."""
 
     def __init__(self, fast: Sketch) -> None:
-        self.planes = fast.projections.numpy()  # (features, tables * bits)
+        self.planes = fast.state.projections[0]  # (features, tables * bits)
         self.tables, self.bits, self.decay, self.floor = (
             fast.tables,
             fast.bits,
@@ -99,22 +87,20 @@ def known_groups(values: Any) -> Any:
     "shape", [StoreShape(1, 4, 2, 3), StoreShape(3, 3, 1, 2), StoreShape(2, 2, 2, 2)]
 )
 def test_bucket_means_equal_those_of_the_slow_dictionary(shape: StoreShape, decay: float) -> None:
-    fast = sketch_of(shape, decay=decay)
+    fast = Sketch(shape, decay=decay)
     slow = Slow(fast)
     compared = 0
     for i, (key, value) in enumerate(zip(*stream(shape, 120), strict=True)):
         known = known_groups(value)
         boost = 3.0 if decay == 0.98 and i % 7 == 0 else 1.0
-        fast.write(
-            torch.from_numpy(key), torch.from_numpy(value), torch.from_numpy(known), boost=boost
-        )
+        fast.write(key, value, known, boost)
         slow.write(key, value, known, boost)
         asked = np.random.default_rng(i).normal(size=key.shape)
-        mean, found = fast.read(torch.from_numpy(asked))
+        mean, found = fast.read(asked)
         wanted, there = slow.read(asked, shape)
-        np.testing.assert_array_equal(found.numpy(), there)
+        np.testing.assert_array_equal(found, there)
         at = np.broadcast_to(there[:, None], wanted.shape)
-        np.testing.assert_allclose(mean.numpy()[at], wanted[at], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(mean[at], wanted[at], rtol=1e-5, atol=1e-6)
         compared += int(there.sum())
     assert compared > 100
 
@@ -122,16 +108,16 @@ def test_bucket_means_equal_those_of_the_slow_dictionary(shape: StoreShape, deca
 def test_the_state_equals_that_of_the_slow_dictionary() -> None:
     """Bucket by bucket, in float64: counts and sums decayed entry by entry."""
     shape = StoreShape(2, 3, 2, 2)
-    fast = sketch_of(shape, decay=0.97)
+    fast = Sketch(shape, decay=0.97)
     slow = Slow(fast)
     for key, value in zip(*stream(shape, 200), strict=True):
         known = known_groups(value)
-        fast.write(torch.from_numpy(key), torch.from_numpy(value), torch.from_numpy(known))
+        fast.write(key, value, known)
         slow.write(key, value, known)
     assert slow.buckets
     for (g, table, number), entries in slow.buckets.items():
         row = (g * fast.tables + table) * 2**fast.bits + number
-        now = float(fast.written[row])
+        now = float(fast.state.written[0, row])
         assert now == max(t for t, _ in entries)
         weights = [0.97 ** (now - t) for t, _ in entries]
         counts = sum(w * ~np.isnan(v[0]) for w, (_, v) in zip(weights, entries, strict=True))
@@ -140,78 +126,52 @@ def test_the_state_equals_that_of_the_slow_dictionary() -> None:
             for w, (_, v) in zip(weights, entries, strict=True)
         )
         wanted = np.concatenate([np.atleast_1d(counts), np.ravel(sums)])
-        np.testing.assert_allclose(fast.sums[row].numpy(), wanted, rtol=1e-12, atol=1e-14)
-
-
-@settings(max_examples=15, deadline=None)
-@given(
-    st.integers(0, 2**32 - 1),
-    st.sampled_from([1.0, 0.98, 0.3]),
-    st.integers(0, 40),
-    st.integers(1, 60),
-)
-def test_a_bulk_update_equals_single_updates(
-    seed: int, decay: float, before: int, many: int
-) -> None:
-    shape = StoreShape(2, 3, 2, 2)
-    one, bulk = sketch_of(shape, decay=decay, bits=2), sketch_of(shape, decay=decay, bits=2)
-    keys, values = map(torch.from_numpy, stream(shape, before + many, seed))
-    for i in range(before + many):
-        known = ~values[i, :, 0].isnan().all(-1)
-        for each in (one, bulk) if i < before else (one,):
-            each.write(keys[i], values[i], known)
-    bulk.write_many(keys[before:], values[before:])
-    for name, tensor in one.state_dict().items():
-        torch.testing.assert_close(bulk.state_dict()[name], tensor, rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(fast.state.sums[0, row], wanted, rtol=1e-12, atol=1e-14)
 
 
 def test_a_write_touches_one_bucket_per_table() -> None:
-    sketch = sketch_of(StoreShape(3, 4, 1, 2), tables=7, bits=4)
-    keys, values = map(torch.from_numpy, stream(StoreShape(3, 4, 1, 2), 30))
+    sketch = Sketch(StoreShape(3, 4, 1, 2), tables=7, bits=4)
+    keys, values = stream(StoreShape(3, 4, 1, 2), 30)
     for i in range(30):
-        before = sketch.sums.clone()
-        known = torch.tensor([True, i % 2 == 0, False])
-        sketch.write(keys[i], torch.ones_like(values[i]), known)
-        changed = (sketch.sums != before).any(1).nonzero().squeeze(1)
+        before = sketch.state.sums[0].copy()
+        known = np.array([True, i % 2 == 0, False])
+        sketch.write(keys[i], np.ones_like(values[i]), known)
+        (changed,) = (sketch.state.sums[0] != before).any(1).nonzero()
         wanted = sketch.buckets(keys[i])[known].flatten()
         assert changed.tolist() == sorted(wanted.tolist())
 
 
 def test_similar_keys_share_buckets_with_the_probability_of_their_angle() -> None:
     """(1 - angle / pi)^bits: the similarity that the sketch uses."""
-    sketch = sketch_of(StoreShape(1, 2, 1, 1), tables=4000, bits=3)
-    x = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    sketch = Sketch(StoreShape(1, 2, 1, 1), tables=4000, bits=3)
+    x = np.array([[1.0, 0.0]])
     for angle in (0.2, 1.0, 2.0, math.pi):
-        y = torch.tensor([[math.cos(angle), math.sin(angle)]], dtype=torch.float64)
-        share = float((sketch.buckets(x) == sketch.buckets(y)).double().mean())
+        y = np.array([[math.cos(angle), math.sin(angle)]])
+        share = float((sketch.buckets(x) == sketch.buckets(y)).mean())
         assert share == pytest.approx((1.0 - angle / math.pi) ** 3, abs=0.03)
 
 
 def test_an_empty_sketch_and_one_below_its_floor_give_nothing() -> None:
-    sketch = sketch_of(StoreShape(1, 2, 1, 1), decay=0.5, floor=0.4)
-    key, other = (
-        torch.tensor([[1.0, 0.5]], dtype=torch.float64),
-        torch.tensor([[-1.0, -0.5]], dtype=torch.float64),
-    )
-    known = torch.tensor([True])
+    sketch = Sketch(StoreShape(1, 2, 1, 1), decay=0.5, floor=0.4)
+    key, other, known = np.array([[1.0, 0.5]]), np.array([[-1.0, -0.5]]), [True]
     assert not sketch.read(key)[1].any()
-    sketch.write(key, torch.full((1, 1, 1), 2.0), known)
+    sketch.write(key, np.full((1, 1, 1), 2.0), known)
     mean, found = sketch.read(key)
     assert found.all()
     assert mean.item() == 2.0
     assert not sketch.read(other)[1].any(), "the opposite key shares no bucket"
     for _ in range(2):  # 1, .5, .25: below the floor
-        sketch.write(other, torch.ones(1, 1, 1), known)
+        sketch.write(other, np.ones((1, 1, 1)), known)
     assert not sketch.read(key)[1].any()
 
 
 def test_a_boost_decays_faster_but_is_limited() -> None:
-    key, known = torch.ones(1, 2, dtype=torch.float64), torch.tensor([True])
+    key, known = np.ones((1, 2)), [True]
     for boost, count in ((5.0, 1.0 + 0.98**5), (1e9, 1.0 + MOST_BOOSTED)):
-        sketch = sketch_of(StoreShape(1, 2, 1, 1), decay=0.98)
-        sketch.write(key, torch.ones(1, 1, 1), known)
-        sketch.write(key, torch.ones(1, 1, 1), known, boost=boost)
-        assert sketch.sums[sketch.buckets(key)[0], 0].tolist() == pytest.approx(
+        sketch = Sketch(StoreShape(1, 2, 1, 1), decay=0.98)
+        sketch.write(key, np.ones((1, 1, 1)), known)
+        sketch.write(key, np.ones((1, 1, 1)), known, boost=boost)
+        assert sketch.state.sums[0, sketch.buckets(key)[0], 0].tolist() == pytest.approx(
             [count] * sketch.tables
         )
 
@@ -219,15 +179,21 @@ def test_a_boost_decays_faster_but_is_limited() -> None:
 def test_ten_million_entries_keep_precision() -> None:
     """Counts stay exact and sums accurate, where float32 would stop counting at 16.8 million and
     lose precision long before."""
-    sketch = sketch_of(StoreShape(1, 2, 1, 1), tables=1, bits=1, decay=1.0)
-    size = sum(t.numel() * t.element_size() for t in sketch.state_dict().values())
-    many = 1_000_000
-    keys, values = torch.ones(many, 1, 2, dtype=torch.float64), torch.full((many, 1, 1, 1), 0.1)
-    for _ in range(10):
-        sketch.write_many(keys, values)
-    row = sketch.buckets(keys[0])[0]
-    assert sketch.sums[row, 0].item() == 1e7
-    assert sketch.read(keys[0])[0].item() == pytest.approx(0.1, rel=1e-7)
-    sketch.write(keys[0], values[0], torch.tensor([True]))
-    assert sketch.sums[row, 0].item() == 1e7 + 1
-    assert sum(t.numel() * t.element_size() for t in sketch.state_dict().values()) == size
+    learner = built(
+        ErrorMemory(store="sketch", tables=1, bits=1, decay=1.0),
+        spec_of("regression", 1, 1, 1, 1),
+    )
+    many, memory = 100_000, learner.state.memory
+    size = sum(array.nbytes for array in memory)
+    lot = empty_lot(many, 1, 1, (1, 1, 1), 0, 0)
+    lot.kinds[:] = LEARN
+    lot.targets[:] = 0.1
+    lot.known[:] = True
+    for _ in range(100):
+        run(learner, lot, many)
+    (row,) = memory.sums[0, :, 0].nonzero()[0]
+    assert memory.sums[0, row, 0] == 1e7
+    assert memory.sums[0, row, 1] / 1e7 == pytest.approx(0.1, rel=1e-7)
+    run(learner, lot, 1)
+    assert memory.sums[0, row, 0] == 1e7 + 1
+    assert sum(array.nbytes for array in memory) == size

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from streamadapt.config.renamed import RENAMED, accepts_old_names
 from streamadapt.errors import ConfigError
-from streamadapt.learners.base import Learner, Maturity, require_shape
+from streamadapt.learners.base import Maturity, require_shape
+from streamadapt.learners.compiled import CompiledLearner, Steps
+from streamadapt.learners.error_memory import ring, sketch
 from streamadapt.learners.error_memory.keys import (
-    ChannelKey,
-    EmbeddingKey,
-    InputsKey,
-    Key,
-    PanelKey,
+    EMBEDDING,
+    INPUTS,
+    KeySettings,
+    channel_key,
+    key_room,
+    key_size,
+    length_one_key,
+    new_key,
+    panel_key,
 )
-from streamadapt.learners.error_memory.ring import Ring
-from streamadapt.learners.error_memory.sketch import Sketch, StoreShape
+from streamadapt.learners.error_memory.values import StoreShape, value_room
 from streamadapt.models.contract import BaseOutput, Spec, TaskKind
+from streamadapt.records import Array
 
 __all__ = ["ErrorMemory"]
 
@@ -44,13 +50,13 @@ NEEDS_EMBEDDING = (
 
 
 @accepts_old_names("learners.error_memory")
-class ErrorMemory(Learner):
+class ErrorMemory(CompiledLearner):
     """ReLoop2's error memory [1]_: ``prediction = base + strength * scale * e``, e the error
     remembered for entries like it.
 
     Every matured example is put into a store under its key h. For a new one the store gives the
-    mean of what it holds under like keys (by similarity: `Ring`, the k nearest; by shared buckets:
-    `Sketch`): of labels, y_bar, and of the base's outputs, p_bar, in scaled units. With p the
+    mean of what it holds under like keys (by similarity: `ring`, the k nearest; by shared buckets:
+    `sketch`): of labels, y_bar, and of the base's outputs, p_bar, in scaled units. With p the
     base's output now:
 
     * ``value="label"``: ``e = gamma (y_bar - p) + (1 - gamma) (y_bar - p_bar)``. gamma = 1 is the
@@ -67,12 +73,12 @@ class ErrorMemory(Learner):
     ``softmax(s / tau)``.
 
     Forecasts [2]_: whole residual paths are remembered. ``scope="channel"``: a store per channel,
-    its key the channel's own recent window (`ChannelKey`). ``scope="panel"``: one store, keyed on
-    the newest values of all (`PanelKey`), of paths of all channels. The k nearest have the weights
-    ``exp(-2 d_j / d_k)``. ``scope="panel"`` with ``embedding="base"`` keys on the embedding
-    instead, as above.
+    its key the channel's own recent window (`keys.CHANNEL`). ``scope="panel"``: one store, keyed
+    on the newest values of all (`keys.PANEL`), of paths of all channels. The k nearest have the
+    weights ``exp(-2 d_j / d_k)``. ``scope="panel"`` with ``embedding="base"`` keys on the
+    embedding instead, as above.
 
-    Costs per entry and memory: those of `Ring` or `Sketch`, which do not depend on how many
+    Costs per entry and memory: those of `ring` or `sketch`, which do not depend on how many
     entries were seen.
 
     Parameters
@@ -131,8 +137,7 @@ class ErrorMemory(Learner):
 
     kind: ClassVar[str] = "error_memory"
     matures: ClassVar[Maturity] = "path"
-    key: Key
-    memory: Ring | Sketch
+    state: ring.RingMemory | sketch.SketchMemory
 
     def __init__(  # noqa: PLR0913 - each is a key of its table
         self,
@@ -233,111 +238,122 @@ class ErrorMemory(Learner):
     def _remembers_pairs(self, kind: TaskKind) -> bool:
         return (self.value or ("label" if kind == "classification" else "residual")) == "label"
 
-    def allocate(self, spec: Spec) -> None:
-        """Start with an empty store."""
-        self.forecast = spec.kind == "forecast"
-        self.key = self._new_key(spec)
-        self.pairs = self._remembers_pairs(spec.kind)
-        self._strength = self.strength or (0.9 if spec.kind == "classification" else 1.0)
-        self._gamma = 1.0 if self.gamma is None else self.gamma
-        self.memory = self._new_ring(spec) if self.store == "exact" else self._new_sketch(spec)
+    @classmethod
+    def variants(cls) -> tuple[ErrorMemory, ...]:
+        """Return one of each store, and one that keeps float32 keys."""
+        return cls(), cls(capacity=ring.MANY), cls(store="sketch")
 
-    def _new_key(self, spec: Spec) -> Key:
+    def allocate(self, spec: Spec) -> None:
+        """Allocate an empty store."""
+        self._embedded = self._key(spec).source == EMBEDDING
+        super().allocate(spec)
+
+    def steps_for(self, spec: Spec) -> Steps:
+        """Return the steps of the store."""
+        del spec
+        store = ring if self.store == "exact" else sketch
+        return Steps(store.predict, store.learn, forget=store.forget)
+
+    def _key(self, spec: Spec) -> KeySettings:
+        forecast = spec.kind == "forecast"
         if self.embedding == "base" and spec.embedding is None:
             raise ConfigError("embedding", self.embedding, NEEDS_EMBEDDING)
         if self.embedding == "base" or (
-            self.embedding == "auto" and spec.embedding and not self.forecast
+            self.embedding == "auto" and spec.embedding and not forecast
         ):
-            return EmbeddingKey(spec)
-        if not self.forecast:
-            return InputsKey(spec)
+            return length_one_key(EMBEDDING)
+        if not forecast:
+            return length_one_key(INPUTS)
         period, one = self.period or DAY_S, self.store == "sketch"
         if self._panel:
-            return PanelKey(spec, period=period, one=one)
+            return panel_key(spec, period, one=one)
         length = min(spec.window, self.key_window or LONGEST_KEY)
-        return ChannelKey(spec, length=length, period=period, one=one)
+        return channel_key(length, period, one=one)
 
     def _shape(self, spec: Spec) -> StoreShape:
-        cells = spec.rows * spec.columns // self.key.groups
-        return StoreShape(self.key.groups, self.key.features, 2 if self.pairs else 1, cells)
+        groups, features = key_size(self._key(spec), spec)
+        planes = 2 if self._remembers_pairs(spec.kind) else 1
+        return StoreShape(groups, features, planes, spec.rows * spec.columns // groups)
 
-    def _new_ring(self, spec: Spec) -> Ring:
+    def _ring_size(self, spec: Spec) -> tuple[int, int]:
+        """Return the capacity, and k."""
         capacity, k = (500, 10)
-        if self.forecast:
+        if spec.kind == "forecast":
             capacity, k = 1300 if spec.columns >= WIDE else 4000, 32 if self._panel else 64
         capacity = self.capacity or capacity
         k = self.k or min(k, capacity)
         if k > capacity:
             raise ConfigError("k", k, f"at most the capacity, {capacity}")
-        cosine = isinstance(self.key, EmbeddingKey | InputsKey)
-        tau = (self.tau or 0.1) if cosine else None
-        return Ring(
-            self._shape(spec),
-            capacity=capacity,
-            k=k,
-            floor=self.min_entries or k,
-            tau=tau,
-            device=spec.device,
+        return capacity, k
+
+    def _sketch_size(self, spec: Spec) -> tuple[int, int]:
+        """Return the numbers of tables and of bits."""
+        tables, bits = (16, 6) if spec.kind == "forecast" else (64, 8)
+        return self.tables or tables, self.bits or bits
+
+    def settings(self, spec: Spec) -> ring.RingSettings | sketch.SketchSettings:
+        """Return the hyper-parameters."""
+        key = self._key(spec)
+        strength = self.strength or (0.9 if spec.kind == "classification" else 1.0)
+        gamma = 0.0
+        if self._remembers_pairs(spec.kind):
+            gamma = 1.0 if self.gamma is None else float(self.gamma)
+        if self.store == "sketch":
+            decay = self.decay or (0.999 if spec.kind == "forecast" else 0.98)
+            floor = self.min_entries or 0.1
+            return sketch.SketchSettings(
+                key, float(strength), gamma, float(floor), math.log(decay)
+            )
+        _, k = self._ring_size(spec)
+        cosine = key.source in (EMBEDDING, INPUTS)
+        return ring.RingSettings(
+            key,
+            float(strength),
+            gamma,
+            float(self.min_entries or k),
+            cosine,
+            float(self.tau or 0.1),
         )
 
-    def _new_sketch(self, spec: Spec) -> Sketch:
-        tables, bits, decay = (16, 6, 0.999) if self.forecast else (64, 8, 0.98)
-        return Sketch(
-            self._shape(spec), tables=self.tables or tables, bits=self.bits or bits,
-            decay=self.decay or decay, floor=self.min_entries or 0.1, generator=spec.generator(),
-            device=spec.device,
-        )  # fmt: skip
+    def start(self, spec: Spec) -> ring.RingMemory | sketch.SketchMemory:
+        """Start with an empty store."""
+        key = new_key(self._key(spec), spec)
+        if self.store == "sketch":
+            tables, bits = self._sketch_size(spec)
+            memory = sketch.new_sketch(self._shape(spec), tables, bits, spec.generator())
+            return sketch.SketchMemory(key, memory)
+        capacity, _ = self._ring_size(spec)
+        return ring.RingMemory(key, ring.new_ring(self._shape(spec), capacity))
+
+    def room(self, spec: Spec) -> ring.RingRoom | sketch.SketchRoom:
+        """Return room for an entry."""
+        key, value = key_room(self._key(spec), spec), value_room(self._shape(spec))
+        if self.store == "sketch":
+            return sketch.SketchRoom(key, value, sketch.new_buckets(*self._sketch_size(spec)))
+        return ring.RingRoom(key, value, ring.new_near(self._shape(spec), *self._ring_size(spec)))
+
+    def named_arrays(self) -> Iterator[tuple[str, Array]]:
+        """Yield the arrays of the state; directions only where they are not the channels."""
+        for name, array in super().named_arrays():
+            if name != "key.directions" or array.size:
+                yield name, array
 
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
         """Return the base and what is remembered of its errors on entries like this one."""
-        spec = self.spec
-        require_shape("base.output", base.output, (spec.rows, spec.columns))
-        # (groups, planes, cells), (groups, cells)
-        mean, known = self.memory.read(self.key(inputs, base))
-        error = mean[:, 0]
-        if self.pairs:
-            said = self._by_group((base.output - spec.output_loc) / spec.output_scale)
-            error = error - torch.lerp(mean[:, 1], said, self._gamma)
-        put_right = torch.addcmul(
-            base.output, self._as_output(error), spec.output_scale, value=self._strength
-        )
-        if spec.kind == "classification":
-            put_right = put_right.clamp_min(0.0)
-            put_right = put_right / put_right.sum()
-        return torch.where(self._as_output(known), put_right, base.output)
-
-    def _by_group(self, output: Tensor) -> Tensor:
-        """(rows, columns) -> (groups, cells)."""
-        return output.reshape(1, -1) if self.key.groups == 1 else output.T
-
-    def _as_output(self, grouped: Tensor) -> Tensor:
-        """(groups, cells) -> (rows, columns)."""
-        return (
-            grouped.view(self.spec.rows, self.spec.columns) if self.key.groups == 1 else grouped.T
-        )
-
-    def forget(self, keep: float) -> None:
-        """Drop the oldest entries of the exact memory; fade all of the sketch."""
-        self.memory.forget(keep)
+        self._require_embedding(base)
+        return super().predict(inputs, base)
 
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
         """Remember one example; a group of which nothing is known remembers nothing."""
-        spec = self.spec
-        require_shape("target", target, (spec.rows, spec.columns))
-        known = self._by_group(mask).any(1)
-        if not bool(known.any()):
-            return
-        said = (base.output - spec.output_loc) / spec.output_scale
-        true = (target - spec.output_loc) / spec.output_scale
-        planes = torch.stack([true, said] if self.pairs else [true - said]).masked_fill_(
-            ~mask, torch.nan
-        )
-        values = (
-            planes.view(1, len(planes), -1) if self.key.groups == 1 else planes.permute(2, 0, 1)
-        )
-        self.memory.write(
-            self.key(inputs, base), values, known, boost=self.boost, weight=self.weight
-        )
+        self._require_embedding(base)
+        super().learn(inputs, base, target, mask)
+
+    def _require_embedding(self, base: BaseOutput) -> None:
+        """Refuse an embedding of another size, or none, where it is the key."""
+        if self._embedded:
+            assert self.spec.embedding is not None
+            assert base.embedding is not None
+            require_shape("base.embedding", base.embedding, (self.spec.embedding,))
 
 
 def _one_of(name: str, value: str | None, allowed: tuple[str | None, ...]) -> None:

@@ -1,208 +1,354 @@
-"""The exact store of an error memory: rings of keys and values, read by their nearest
-neighbours."""
+"""The exact store of an error memory, in kernels: rings of keys and values, read by their nearest
+neighbours.
+
+A ring of (key, value) per group; the newest overwrites the oldest. With d_j the Euclidean
+distances of the k nearest keys (ties go to the newer entry), a read is the mean of their values
+with weights
+
+* ``exp(-2 d_j / d_k)``, d_k the largest of them; or
+* ``softmax(s_j / tau)``, s_j the keys' inner product, where `cosine`: the cosine similarity of
+  keys of length one.
+
+A value may be NaN in part: such a cell joins no mean.
+
+Costs O(groups capacity (features + log k)) time a read, O(groups (features + cells)) a write, and
+groups capacity (8 features + 4 planes cells + 12) bytes, all allocated at once; 4 features where
+there are more than `MANY` keys times features.
+"""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+import math
+from typing import Any, Final, NamedTuple
 
-from streamadapt.learners.error_memory.sketch import StoreShape
+import numpy as np
 
-__all__ = ["Ring"]
+from streamadapt.compiled import compiled
+from streamadapt.learners.error_memory.keys import (
+    KeyRoom,
+    KeySettings,
+    KeyState,
+    fill_keys,
+)
+from streamadapt.learners.error_memory.values import (
+    StoreShape,
+    ValueRoom,
+    fill_values,
+    make_distribution,
+    put_right,
+)
+from streamadapt.learners.float32 import LARGEST
+from streamadapt.records import Array
 
-TIE = 1e-10
-"""Of two entries at the same squared distance the newer is the nearer, by so much per entry of
-age. It is above the rounding errors of keys up to a length of some hundred; of longer ones, ties
-go to anyone."""
-SAME = 1e-12
-"""Squared distances below this, relative to one plus the key's own square, are rounding errors of
-zero."""
+__all__ = [
+    "MANY",
+    "Near",
+    "RingMemory",
+    "RingRoom",
+    "RingSettings",
+    "RingState",
+    "forget",
+    "learn",
+    "new_near",
+    "new_ring",
+    "predict",
+    "read",
+    "write",
+]
+
+TIE: Final = 1e-10
+"""Of two entries at the same squared distance the newer is the nearer, by this much per entry of
+age. It is above the rounding errors of distances up to some hundred; of longer ones, ties go to
+any of them."""
+SAME: Final = 1e-12
+"""Squared distances below this, relative to one plus the key's own square, count as zero: the
+inputs were float32 numbers."""
+BLOCK: Final = 256
+"""Entries whose distances are found together: few enough that they stay near the processor."""
+MANY: Final = 2**21
+"""Rings of more numbers than this keep their keys as float32: half the memory to read. What two
+keys differ by is then good to 1e-7 of their length."""
 
 
-class Ring(nn.Module):
-    """A ring of (key, value) per group; the newest overwrites the oldest.
+class RingSettings(NamedTuple):
+    """`floor`: a group with fewer entries says nothing."""
 
-    With d_j the Euclidean distances of the k nearest keys (ties go to the newer entry), a read is
-    the mean of their values with weights
+    key: KeySettings
+    strength: float
+    gamma: float
+    floor: float
+    cosine: bool
+    tau: float
 
-    * ``exp(-2 d_j / d_k)``, d_k the largest of them, where `tau` is None;
-    * ``softmax(s_j / tau)``, s_j the keys' inner product, otherwise: the cosine similarity of keys
-      of length one.
 
-    Distances are found for all groups at once by one batched product, in float64, since expanding
-    the square would leave too few digits of a float32. A value may be NaN in part: such a cell
-    joins no mean.
+class RingState(NamedTuple):
+    """The rings, per key.
 
-    Costs O(groups capacity (features + log k)) time a read, O(groups (features + cells)) a write,
-    and groups capacity (8 features + 4 planes cells + 12) bytes, all allocated at once.
-
-    Parameters
+    Attributes
     ----------
-    shape : StoreShape
-    capacity, k : int
-        Entries per group, and how many of them a read takes; k <= capacity.
-    floor : float
-        A group with fewer entries says nothing.
-    tau : float, optional
-    device : torch.device
+    keys : (groups, features, capacity), float64 or float32
+        A column per entry: distances are then found along the entries, four times as fast as
+        along the features.
+    rank : (groups, 1, capacity)
+        inf: empty. Otherwise the key's square, less `TIE` for every entry written before.
+    values : (groups, capacity, planes x cells), float32
+        NaN where unknown.
+    worth : (groups, capacity), float32
+        What an entry counts in a mean.
+    count : (groups, 1), int64
+        Entries ever written.
     """
 
-    keys: Tensor
-    rank: Tensor
-    values: Tensor
-    worth: Tensor
-    count: Tensor
+    keys: Array
+    rank: Array
+    values: Array
+    worth: Array
+    count: Array  # type: ignore[assignment]  # hides a method of tuples
 
-    def __init__(
-        self,
-        shape: StoreShape,
-        *,
-        capacity: int,
-        k: int,
-        floor: float,
-        tau: float | None,
-        device: torch.device,
-    ) -> None:
-        super().__init__()
-        groups, features, planes, cells = self.shape = shape
-        self.capacity, self.k, self.floor, self.tau = capacity, k, floor, tau
-        # One column per entry: the product with a query then runs along the entries, 10 times as
-        # fast as across them.
-        self.register_buffer(
-            "keys", torch.zeros(groups, features, capacity, dtype=torch.float64, device=device)
-        )
-        # What the product is added to: the key's square, less TIE for every entry written before;
-        # inf: empty.
-        rank = torch.full((groups, 1, capacity), torch.inf, dtype=torch.float64, device=device)
-        self.register_buffer("rank", rank)
-        self.register_buffer(
-            "values",
-            torch.zeros(groups, capacity, planes * cells, dtype=torch.float32, device=device),
-        )
-        self.register_buffer(
-            "worth", torch.ones(groups, capacity, dtype=torch.float32, device=device)
-        )
-        self.register_buffer("count", torch.zeros(groups, 1, dtype=torch.int64, device=device))
-        self._each = torch.arange(groups, dtype=torch.int64, device=device).unsqueeze(1)
 
-    def read(self, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Average the nearest entries' values.
+class RingMemory(NamedTuple):
+    """The state of an exact memory."""
 
-        Parameters
-        ----------
-        keys : Tensor, (groups, features), float64
+    key: KeyState
+    memory: RingState
 
-        Returns
-        -------
-        mean : Tensor, (groups, planes, cells), float32
-            Anything where unknown.
-        known : Tensor, (groups, cells), bool
-            Where any of the nearest has a value, and the group has `floor` entries.
-        """
-        groups, _, planes, cells = self.shape
-        squares = self._squares(keys)
-        # (groups, capacity)
-        ranks = torch.baddbmm(self.rank, keys.unsqueeze(1), self.keys, alpha=-2.0).squeeze(1)
-        near, at = ranks.topk(self.k, dim=1, largest=False, sorted=False)
-        newest = self.count - 1
-        # Entries that were written before it.
-        written = newest - torch.remainder(newest - at, self.capacity)
-        distances = near + (squares + TIE * written)
-        distances.masked_fill_(distances < SAME * (1.0 + squares), 0.0)
-        values = self.values[self._each, at]  # (groups, k, planes * cells)
-        weights = (self._weights(distances).float() * self.worth[self._each, at]).unsqueeze(1)
-        present = values[..., :cells] == values[..., :cells]  # NaN differs from itself
-        mass = torch.bmm(weights, present.float())  # (groups, 1, cells)
-        known = (mass > 0.0) & (self.count >= self.floor).unsqueeze(-1)
-        total = torch.bmm(weights, torch.nan_to_num(values)).view(groups, planes, cells)
-        return total / mass, known.squeeze(1)
 
-    def _squares(self, keys: Tensor) -> Tensor:
-        # A cosine takes every key to be of length one, the zero key too: its similarity to any
-        # other is then 0.
-        return (
-            torch.ones_like(keys[:, :1])
-            if self.tau is not None
-            else keys.square().sum(1, keepdim=True)
-        )
+class Near(NamedTuple):
+    """Room for a search. `query` (features,); `far` (`BLOCK`,), squared distances of a block. Of
+    the k nearest: `rank`, squared distances with their ties resolved, inf where there is none, and
+    `at`, where they lie: a heap, the farthest first; and their `weight`."""
 
-    def _weights(self, distances: Tensor) -> Tensor:
-        """Squared distances, inf where empty -> weights, (groups, k); all 0 where the whole group
-        is empty."""
-        if self.tau is not None:
-            nearest = distances.amin(1, keepdim=True).clamp_max(4.0)  # s = 1 - d^2 / 2
-            return torch.exp((nearest - distances) / (2.0 * self.tau))
-        distances = distances.sqrt_()
-        farthest = distances.masked_fill(torch.isinf(distances), 0.0).amax(1, keepdim=True)
-        return torch.exp(distances * (-2.0 / farthest.masked_fill_(farthest == 0.0, 1.0)))
+    query: Array
+    far: Array
+    rank: Array
+    at: Array
+    weight: Array
 
-    def write(
-        self,
-        keys: Tensor,
-        values: Tensor,
-        known: Tensor,
-        *,
-        boost: float = 1.0,
-        weight: float = 1.0,
-    ) -> None:
-        """Put one entry in each group.
 
-        Parameters
-        ----------
-        keys : Tensor, (groups, features), float64
-        values : Tensor, (groups, planes, cells), float32
-            NaN where unknown.
-        known : Tensor, (groups,), bool
-            Groups to write to; the others stay as they are.
-        boost : float
-            Changes nothing: a new entry is put in whole anyhow.
-        weight : float, >= 0
-            What it counts in a mean.
-        """
-        del boost
-        groups = known.nonzero().squeeze(1)
-        keys, values, count = keys[groups], values[groups].flatten(1), self.count[groups, 0]
-        at = torch.remainder(count, self.capacity)
-        self.keys[groups, :, at] = keys
-        self.rank[groups, 0, at] = self._squares(keys).squeeze(1) - TIE * count.float()
-        self.values[groups, at] = values
-        self.worth[groups, at] = weight
-        self.count[groups, 0] = count + 1
+class RingRoom(NamedTuple):
+    """Room for the key, the values and the neighbours of an entry."""
 
-    def forget(self, keep: float) -> None:
-        """Empty all but the newest `keep` of the entries that each group holds."""
-        newest = self.count - 1  # (groups, 1)
-        age = torch.remainder(
-            newest - torch.arange(self.capacity, dtype=torch.int64, device=newest.device),
-            self.capacity,
-        )
-        held = torch.isfinite(self.rank[:, 0])
-        kept = (keep * held.sum(1, keepdim=True)).floor()
-        self.rank[:, 0].masked_fill_(age >= kept, torch.inf)
+    key: KeyRoom
+    value: ValueRoom
+    near: Near
 
-    def write_many(self, keys: Tensor, values: Tensor) -> None:
-        """Put many entries in, in order; the state is that of one `write` after the other.
 
-        Parameters
-        ----------
-        keys : Tensor, (n, groups, features), float64
-        values : Tensor, (n, groups, planes, cells), float32
-            NaN where unknown; an entry without any value is left out of its group.
-        """
-        known = ~torch.isnan(values[:, :, 0]).all(-1)  # (n, groups)
-        for group in range(self.shape.groups):
-            entries = known[:, group].nonzero().squeeze(1)
-            kept = entries[-self.capacity :]
-            count = (
-                self.count[group]
-                + (len(entries) - len(kept))
-                + torch.arange(len(kept), dtype=torch.int64, device=keys.device)
-            )
-            at = torch.remainder(count, self.capacity)
-            self.keys[group, :, at] = keys[kept, group].T
-            self.rank[group, 0, at] = (
-                self._squares(keys[kept, group]).squeeze(1) - TIE * count.float()
-            )
-            self.values[group, at] = values[kept, group].flatten(1)
-            self.worth[group, at] = 1.0
-            self.count[group] += len(entries)
+def new_ring(shape: StoreShape, capacity: int) -> RingState:
+    """Return empty rings of `capacity` entries each."""
+    groups, features, planes, cells = shape
+    return RingState(
+        np.zeros((groups, features, capacity), _dtype(shape, capacity)),
+        np.full((groups, 1, capacity), math.inf),
+        np.zeros((groups, capacity, planes * cells), np.float32),
+        np.ones((groups, capacity), np.float32),
+        np.zeros((groups, 1), np.int64),
+    )
+
+
+def new_near(shape: StoreShape, capacity: int, k: int) -> Near:
+    """Return room for a search."""
+    return Near(
+        np.zeros(shape.features, _dtype(shape, capacity)),
+        np.zeros(BLOCK),
+        np.zeros(k),
+        np.zeros(k, np.int64),
+        np.zeros(k),
+    )
+
+
+def _dtype(shape: StoreShape, capacity: int) -> type[np.floating[Any]]:
+    return np.float32 if shape.groups * shape.features * capacity > MANY else np.float64
+
+
+@compiled
+def predict(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, out: Any) -> None:
+    """``out = base + strength * scale * e``, e the error of the nearest entries."""
+    fill_keys(c, p.key, s.key, key, w.key, x)
+    for g in range(w.key.keys.shape[0]):
+        read(p, s.memory, key, g, w.key.keys[g], w.near, w.value)
+        put_right(c, p, w.value, x, g, out[0])
+    if c.classify:
+        make_distribution(w.value.known, out[0, 0])
+
+
+@compiled
+def learn(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, y: Any) -> None:
+    """Remember an example; a group of which nothing is known remembers nothing."""
+    fill_keys(c, p.key, s.key, key, w.key, x)
+    for g in range(w.key.keys.shape[0]):
+        if fill_values(c, w.value, x, y, g):
+            write(p, s.memory, key, g, w.key.keys[g], w.value.values, y.weight)
+
+
+@compiled
+def forget(c: Any, p: Any, s: Any, key: int, w: Any, keep: float) -> None:
+    """Empty all but the newest `keep` of the entries that each group holds."""
+    groups, _, capacity = s.memory.rank[key].shape
+    for g in range(groups):
+        rank = s.memory.rank[key, g, 0]
+        held = 0
+        for at in range(capacity):
+            held += rank[at] < math.inf
+        kept = int(keep * held)
+        for at in range(capacity):
+            if age(s.memory.count[key, g, 0], at, capacity) >= kept:
+                rank[at] = math.inf
+
+
+@compiled
+def age(count: int, at: int, capacity: int) -> int:
+    """Return how many entries were written after the one at this place."""
+    return (count - 1 - at) % capacity
+
+
+@compiled
+def square(cosine: bool, query: Any) -> float:
+    """The key's square. A cosine takes every key to be of length one, the zero key too: its
+    similarity to any other is then 0."""
+    if cosine:
+        return 1.0
+    total = 0.0
+    for f in range(query.shape[0]):
+        total += query[f] * query[f]
+    return total
+
+
+@compiled
+def write(p: Any, m: Any, key: int, g: int, query: Any, values: Any, weight: float) -> None:
+    """Put an entry in a group's ring; `query` (features,) is its key."""
+    capacity = m.keys.shape[3]
+    count = m.count[key, g, 0]
+    at = count % capacity
+    for f in range(query.shape[0]):
+        m.keys[key, g, f, at] = min(max(query[f], -LARGEST), LARGEST)
+    m.rank[key, g, 0, at] = square(p.cosine, query) - TIE * count
+    planes, cells = values.shape
+    for plane in range(planes):
+        for i in range(cells):
+            m.values[key, g, at, plane * cells + i] = values[plane, i]
+    m.worth[key, g, at] = weight
+    m.count[key, g, 0] = count + 1
+
+
+@compiled
+def read(p: Any, m: Any, key: int, g: int, query: Any, near: Any, w: Any) -> None:
+    """Average the values of the nearest entries: ``w.mean``, ``w.known``."""
+    for f in range(query.shape[0]):
+        near.query[f] = min(max(query[f], -LARGEST), LARGEST)
+    count = m.count[key, g, 0]
+    find_nearest(p.cosine, m.keys[key, g], m.rank[key, g, 0], count, near)
+    fill_distances(square(p.cosine, query), count, m.keys.shape[3], near)
+    if p.cosine:
+        weigh_by_similarity(p.tau, near.weight)
+    else:
+        weigh_by_distance(near.weight)
+    average(m.values[key, g], m.worth[key, g], near, w)
+    for i in range(w.mass.shape[0]):
+        w.known[i] = w.mass[i] > 0.0 and count >= p.floor
+
+
+@compiled
+def find_nearest(cosine: bool, keys: Any, rank: Any, count: int, near: Any) -> None:
+    """Find the k entries with the least ``d^2 + TIE * age``."""
+    for n in range(near.rank.shape[0]):
+        near.rank[n] = math.inf
+        near.at[n] = -1
+    capacity = keys.shape[1]
+    held = min(count, capacity)
+    for first in range(0, held, BLOCK):
+        size = min(BLOCK, held - first)
+        measure(cosine, keys, first, size, near.query, near.far)
+        for i in range(size):
+            if near.far[i] < near.rank[0] and rank[first + i] < math.inf:
+                away = near.far[i] + TIE * age(count, first + i, capacity)
+                if away < near.rank[0]:
+                    replace_farthest(near.rank, near.at, away, first + i)
+
+
+@compiled
+def measure(cosine: bool, keys: Any, first: int, size: int, query: Any, far: Any) -> None:
+    """Write the squared distances of a block of keys (features, capacity) from `query`; of keys
+    of length one ``2 - 2 s``, s their similarity."""
+    for i in range(size):
+        far[i] = 2.0 if cosine else 0.0
+    for f in range(query.shape[0]):
+        value, others = np.float64(query[f]), keys[f, first : first + size]
+        if cosine:
+            for i in range(size):
+                far[i] -= 2.0 * value * np.float64(others[i])
+        else:
+            for i in range(size):
+                gap = value - np.float64(others[i])
+                far[i] += gap * gap
+
+
+@compiled
+def replace_farthest(rank: Any, places: Any, away: float, at: int) -> None:
+    """Put an entry in the place of the farthest of a heap, and keep it a heap."""
+    k, i = rank.shape[0], 0
+    while True:
+        below = 2 * i + 1
+        if below + 1 < k and rank[below + 1] > rank[below]:
+            below += 1
+        if below >= k or rank[below] <= away:
+            break
+        rank[i], places[i] = rank[below], places[below]
+        i = below
+    rank[i], places[i] = away, at
+
+
+@compiled
+def fill_distances(square: float, count: int, capacity: int, near: Any) -> None:
+    """Write squared distances to ``near.weight``, inf where there is no neighbour."""
+    for n in range(near.at.shape[0]):
+        near.weight[n] = math.inf
+        if near.at[n] >= 0:
+            squared = near.rank[n] - TIE * age(count, near.at[n], capacity)
+            near.weight[n] = squared if squared >= SAME * (1.0 + square) else 0.0
+
+
+@compiled
+def weigh_by_similarity(tau: float, d: Any) -> None:
+    """Squared distances -> ``softmax(s / tau)`` times a constant, with ``s = 1 - d^2 / 2``."""
+    nearest = 4.0
+    for n in range(d.shape[0]):
+        nearest = min(nearest, d[n])
+    for n in range(d.shape[0]):
+        d[n] = math.exp((nearest - d[n]) / (2.0 * tau))
+
+
+@compiled
+def weigh_by_distance(d: Any) -> None:
+    """Squared distances -> ``exp(-2 d_j / d_k)``; 1 where all are the same key."""
+    farthest = 0.0
+    for n in range(d.shape[0]):
+        d[n] = math.sqrt(d[n])
+        if d[n] < math.inf:
+            farthest = max(farthest, d[n])
+    if farthest == 0.0:
+        farthest = 1.0
+    for n in range(d.shape[0]):
+        d[n] = math.exp(-2.0 * d[n] / farthest)
+
+
+@compiled
+def average(values: Any, worth: Any, near: Any, w: Any) -> None:
+    """The weighted mean of the neighbours' values, cell by cell over those that are known."""
+    planes, cells = w.mean.shape
+    for i in range(cells):
+        w.mass[i] = 0.0
+        for plane in range(planes):
+            w.mean[plane, i] = 0.0
+    for n in range(near.at.shape[0]):
+        at = near.at[n]
+        weight = near.weight[n] * np.float64(worth[at]) if at >= 0 else 0.0
+        if weight > 0.0:
+            for i in range(cells):
+                if not math.isnan(values[at, i]):
+                    w.mass[i] += weight
+                    for plane in range(planes):
+                        w.mean[plane, i] += weight * np.float64(values[at, plane * cells + i])
+    for i in range(cells):
+        if w.mass[i] > 0.0:
+            for plane in range(planes):
+                w.mean[plane, i] /= w.mass[i]

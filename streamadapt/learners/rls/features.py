@@ -28,6 +28,7 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 
 from streamadapt.compiled import compiled
+from streamadapt.learners.float32 import scale_input, to_float32
 from streamadapt.learners.season import cycle_is_known, cycle_slot, cycle_value
 from streamadapt.models.contract import Spec
 from streamadapt.models.features import feature_count
@@ -55,8 +56,6 @@ times more on it: no history is known for it, and a guess from the first entries
 PANEL_LAGS, MEAN_LAGS = (1, 3), (3, 9)
 """How many entries ago the differences start: those of all channels, those of a large panel's
 mean."""
-LARGEST: Final = 3.4e38
-"""A little less than the largest float32."""
 
 Extra = Literal["level", "calendar", "cross", "season"]
 EXTRAS: tuple[Extra, ...] = get_args(Extra)
@@ -107,18 +106,11 @@ def fill_features(c: Any, p: Any, w: Any, x: Any) -> None:
 
 
 @compiled
-def to_float32(value: float) -> Any:
-    """Return the nearest finite float32."""
-    return np.float32(min(max(value, -LARGEST), LARGEST))
-
-
-@compiled
 def scale_window(c: Any, window: Any, scaled: Any) -> None:
     """``(window - loc) / scale``, clipped at `FEATURE_LIMIT`."""
     for t in range(window.shape[0]):
         for i in range(window.shape[1]):
-            moved = np.float64(to_float32(np.float64(window[t, i]) - np.float64(c.input_loc[i])))
-            value = moved / np.float64(c.input_scale[i])
+            value = scale_input(window[t, i], c.input_loc[i], c.input_scale[i])
             scaled[t, i] = np.float32(min(max(value, -FEATURE_LIMIT), FEATURE_LIMIT))
 
 

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from streamadapt.learners.base import Learner
+from streamadapt.learners.compiled import CompiledLearner
 
 __all__ = ["count_work", "size_of"]
 
@@ -27,7 +28,9 @@ def size_of(learner: Learner) -> int:
     saved as.
     """
     blobs = sum(len(v) for v in learner.snapshot().values() if isinstance(v, bytes))
-    return blobs + _deep(learner, set())
+    # The holders that kernels are called with repeat the state, and vary by a few bytes.
+    root = learner.__getstate__() if isinstance(learner, CompiledLearner) else learner
+    return blobs + _deep(root, set())
 
 
 def _deep(root: Any, seen: set[int]) -> int:
