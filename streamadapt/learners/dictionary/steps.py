@@ -53,7 +53,7 @@ class DictionaryState(NamedTuple):
 
     dictionary: OrthogonalState
     pending: Array
-    count: Array
+    count: Array  # type: ignore[assignment]  # not the method of tuples
     usual: Array
     error: Array
 
