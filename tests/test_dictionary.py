@@ -12,14 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from streamadapt.compiled import Kernel
 from streamadapt.errors import ConfigError, ShapeError
 from streamadapt.learners.dictionary import OrthogonalDictionary
 from streamadapt.learners.dictionary.atoms import ANCHOR
-from streamadapt.learners.dictionary.polar import nearest_orthogonal
+from streamadapt.learners.dictionary.polar import polar, polar_room
 
 torch.set_num_threads(1)
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
+POLAR = Kernel(polar)
+
+
+def nearest_orthogonal(matrix: Array) -> Array:
+    found = np.empty_like(matrix)
+    POLAR(np.ascontiguousarray(matrix), polar_room(len(matrix)), found)
+    return found
 
 
 def orthogonal(n: int, rng: np.random.Generator) -> Array:
@@ -126,6 +134,14 @@ def test_any_unit(size: float) -> None:
     matrix, factor = with_singular_values(np.array([1.0, 2.0, 3.0]), 4)
     close = 1e-2 if size < 1e-300 else 1e-12  # numbers this small have few digits
     np.testing.assert_allclose(nearest_orthogonal(size * matrix), factor, rtol=0, atol=close)
+
+
+@pytest.mark.parametrize("n", [1, 5, 18, 27])
+def test_compiled_and_plain_polar_factors_have_the_same_bits(n: int) -> None:
+    matrix, _ = with_singular_values(10.0 ** (-5.0 * np.random.default_rng(n).random(n)), n)
+    plain = np.empty_like(matrix)
+    polar(matrix, polar_room(n), plain)
+    assert plain.tobytes() == nearest_orthogonal(matrix).tobytes()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

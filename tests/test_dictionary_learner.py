@@ -101,6 +101,7 @@ def test_cleaning_follows_the_formula(over: Any) -> None:
     adapted(learner, rows, window)
     inputs = rows[-window:].astype(np.float32)
     scaled = (inputs.astype(np.float64) - 10.0 * scale.numpy()) / scale.numpy()
+    found = learner.clean(torch.from_numpy(inputs))
     atoms = learner.state.dictionary.atoms[0]
     vectors = [scaled.ravel()] if over == "window" else list(scaled)
     cleaned = []
@@ -108,7 +109,6 @@ def test_cleaning_follows_the_formula(over: Any) -> None:
         c = atoms.T @ y
         cleaned.append(atoms @ np.where(np.abs(c) < threshold, 0.0, c))
     wanted = np.array(cleaned).reshape(window, channels) * scale.numpy() + 10.0 * scale.numpy()
-    found = learner.clean(torch.from_numpy(inputs))
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-5, atol=1e-5)
     assert np.abs(wanted - inputs).max() > 0.1, "some coefficients were dropped"
@@ -314,6 +314,23 @@ def test_a_config_nests_the_other_learner() -> None:
     with pytest.raises(ConfigError) as caught:
         build("learners", "learners[0]", table | {"track": 2.0})
     assert caught.value.path == "learners[0].track"
+
+
+def test_a_restored_learner_has_the_atoms_of_its_dictionary() -> None:
+    """They are not in a checkpoint, which holds whole batches and parts of them."""
+    rows, _ = sparse_rows(60, 0)
+    inputs = torch.from_numpy(rows[-1:].astype(np.float32))
+    spec = spec_of("regression", 1, N, 1, 1)
+    for learned in (0, 3, 4, 26):
+        learner = adapted(built(Dictionary(batch=4), spec), rows[:learned], 1)
+        other = adapted(built(Dictionary(batch=4), spec), rows[40:], 1)
+        other.restore(learner.snapshot())
+        atoms = learner.state.dictionary.atoms
+        assert other.state.dictionary.atoms.tobytes() == atoms.tobytes()
+        assert torch.equal(other.clean(inputs), learner.clean(inputs))
+        for each in (learner, other):
+            adapted(each, rows[30:40], 1)
+        assert other.signals() == learner.signals()
 
 
 @pytest.mark.parametrize(

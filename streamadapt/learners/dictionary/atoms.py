@@ -18,7 +18,6 @@ __all__ = [
     "decode",
     "encode",
     "error",
-    "find_atoms",
     "norm",
     "orthogonal_room",
     "rates",
@@ -42,7 +41,8 @@ class OrthogonalState(NamedTuple):
     step : (), int64
         t, the number of updates.
     atoms : (n, n)
-        The orthogonal matrix nearest to D; computed from D alone, so not in checkpoints.
+        The orthogonal matrix nearest to D, which at first is D. Computed from D alone, not from
+        earlier results, so that a restored dictionary has the same bits; not in checkpoints.
     """
 
     dictionary: Array
@@ -97,12 +97,6 @@ def update(s: Any, key: int, entries: Any, rho: float, gamma: float, normalise: 
         add_anchor(g, d, ANCHOR * size / math.sqrt(n), factor)
         polar(factor, w.polar, factor)
         move(d, gamma, factor)
-
-
-@compiled
-def find_atoms(s: Any, key: int, w: Any) -> None:
-    """Bring the atoms up to date with D."""
-    polar(s.dictionary[key], w.polar, s.atoms[key])
 
 
 @compiled

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from streamadapt.compiled import compiled
 
-__all__ = ["ROWS", "factorise", "padded", "solve", "subtract_square", "transpose"]
+__all__ = ["ROWS", "factorise", "minus_square", "padded", "solve", "transpose"]
 
 ROWS: Final = 4
 
@@ -71,10 +71,13 @@ def transpose(x: Any, out: Any) -> None:
 
 
 @compiled
-def subtract_square(m: Any, x: Any, xt: Any) -> None:
-    """``m <- m - x x^T`` in the upper triangle; xt is ``x^T``."""
+def minus_square(m: Any, x: Any, xt: Any) -> None:
+    """``m = -x x^T`` in the upper triangle; xt is ``x^T``."""
     n = m.shape[0]
     for i in range(0, n, ROWS):
+        for r in range(i, i + ROWS):
+            for j in range(n):
+                m[r, j] = 0.0
         for k in range(0, n, ROWS):
             subtract_block(m, x, xt, i, k, i)
 
@@ -97,20 +100,23 @@ def factorise(m: Any) -> None:
 
 
 @compiled
-def solve(factor: Any, right: Any) -> None:
-    """``right <- m^-1 right``, with the `factor` of m that `factorise` makes."""
+def solve(factor: Any, right: Any, out: Any) -> None:
+    """``out = m^-1 right``, with the `factor` of m that `factorise` makes."""
     n = factor.shape[0]
+    for i in range(n):
+        for j in range(n):
+            out[i, j] = right[i, j]
     for i in range(0, n, ROWS):
         for k in range(0, i, ROWS):
-            subtract_block(right, factor, right, i, k, 0)
+            subtract_block(out, factor, out, i, k, 0)
         for r in range(i, i + ROWS):
             for k in range(i, r):
-                subtract(right[r], factor[r, k], right[k])
-            scale(right[r], 1.0 / factor[r, r])
+                subtract(out[r], factor[r, k], out[k])
+            scale(out[r], 1.0 / factor[r, r])
     for i in range(n - ROWS, -1, -ROWS):
         for k in range(i + ROWS, n, ROWS):
-            subtract_block(right, factor, right, i, k, 0)
+            subtract_block(out, factor, out, i, k, 0)
         for r in range(i + ROWS - 1, i - 1, -1):
             for k in range(r + 1, i + ROWS):
-                subtract(right[r], factor[r, k], right[k])
-            scale(right[r], 1.0 / factor[r, r])
+                subtract(out[r], factor[r, k], out[k])
+            scale(out[r], 1.0 / factor[r, r])

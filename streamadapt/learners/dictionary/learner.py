@@ -20,7 +20,6 @@ from streamadapt.learners.dictionary.atoms import (
     orthogonal_room,
 )
 from streamadapt.learners.dictionary.orthogonal import random_orthogonal
-from streamadapt.learners.dictionary.polar import nearest_orthogonal
 from streamadapt.learners.dictionary.steps import (
     DictionarySettings,
     DictionaryState,
@@ -178,7 +177,7 @@ class Dictionary(CompiledLearner):
             np.zeros((n, n)),
             first.copy(),
             np.array(0, np.int64),
-            nearest_orthogonal(first),
+            first.copy(),
         )
         return DictionaryState(
             dictionary,
@@ -199,10 +198,13 @@ class Dictionary(CompiledLearner):
                 yield name, array
 
     def _load_from_state_dict(self, *given: Any) -> None:
-        """Take over tensors by name, and find the atoms: torch's hook of `load_state_dict`."""
+        """Take over tensors by name, and compute the atoms: torch's hook of `load_state_dict`."""
         super()._load_from_state_dict(*given)
         loaded = self.state.dictionary
-        loaded.atoms[0] = nearest_orthogonal(loaded.dictionary[0])
+        loaded.atoms[:] = loaded.dictionary  # orthogonal before the first update
+        if loaded.step[0] > 0:
+            self._event(None).lot.weights[0] = 0.0
+            self._run(LEARN, None, None)
 
     def clean(self, inputs: Tensor) -> Tensor:
         """Return the denoised inputs.
@@ -257,7 +259,8 @@ class Dictionary(CompiledLearner):
         if self.learner is not None:
             self.learner.boost = self.boost
             self.learner.adapt(self.clean(inputs), base)
-        self._event(None).lot.boosts[0] = self.boost
+        lot = self._event(None).lot
+        lot.weights[0], lot.boosts[0] = 1.0, self.boost
         self._run_on(LEARN, inputs)
 
     @property

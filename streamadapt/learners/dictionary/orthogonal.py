@@ -20,7 +20,7 @@ from streamadapt.learners.dictionary.atoms import (
     rates,
     update,
 )
-from streamadapt.learners.dictionary.polar import nearest_orthogonal
+from streamadapt.learners.dictionary.polar import polar
 from streamadapt.records import Array
 
 __all__ = ["OrthogonalDictionary", "random_orthogonal"]
@@ -31,6 +31,14 @@ def random_orthogonal(size: int, generator: torch.Generator) -> Array:
     drawn = torch.randn(size, size, generator=generator, dtype=torch.float64)
     found: Array = torch.linalg.qr(drawn)[0].contiguous().numpy()
     return found
+
+
+def _learn(s: Any, entries: Any, rho: float, gamma: float, normalise: bool, w: Any) -> None:
+    """Learn from entries; without entries compute the atoms."""
+    if entries.shape[0] > 0:
+        update(s, 0, entries, rho, gamma, normalise, w)
+    else:
+        polar(s.dictionary[0], w.polar, s.atoms[0])
 
 
 def _encode_all(atoms: Any, entries: Any, threshold: float, codes: Any) -> None:
@@ -48,7 +56,7 @@ def _score_all(atoms: Any, entries: Any, least: float, code: Any, errors: Any) -
         errors[b] = error(atoms, entries[b], least, code)
 
 
-_UPDATE: Final = Kernel(update, "an update of a dictionary")
+_LEARN: Final = Kernel(_learn, "an update of a dictionary")
 _ENCODE: Final = Kernel(_encode_all, "the codes of entries")
 _DECODE: Final = Kernel(_decode_all, "the entries of codes")
 _SCORE: Final = Kernel(_score_all, "the errors of sparse codes")
@@ -149,14 +157,17 @@ class OrthogonalDictionary(nn.Module):
             If y has another shape; then nothing changes.
         """
         entries = self._checked(y)
-        rho, gamma = self.rates(int(self.step), boost)
-        d, g, s, step = (
-            buffer.numpy()[None]
-            for buffer in (self.dictionary, self.gradient, self.factor, self.step)
-        )
-        state = OrthogonalState(d, g, s, step, d)  # an update does not use the atoms
-        _UPDATE.call(state, 0, entries, rho, gamma, self.normalise, self._room)
+        self._run(entries, *self.rates(int(self.step), boost))
         self._atoms = None
+
+    def _run(self, entries: Array, rho: float, gamma: float) -> Array:
+        """Run the kernel, and return its atoms, (n, n)."""
+        buffers = (self.dictionary, self.gradient, self.factor, self.step)
+        atoms = np.zeros((1, self.size, self.size))
+        arrays = (buffer.numpy()[None] for buffer in buffers)
+        state = OrthogonalState(*arrays, atoms)
+        _LEARN.call(state, entries, rho, gamma, self.normalise, self._room)
+        return atoms[0]
 
     @property
     def atoms(self) -> Tensor:
@@ -164,9 +175,8 @@ class OrthogonalDictionary(nn.Module):
         decoded."""
         d = self.dictionary
         if self._atoms is None or self._atoms[0] is not d or self._atoms[1] != d._version:
-            # Computed from D alone, not from earlier results, so a restored dictionary has the
-            # same bits.
-            self._atoms = d, d._version, torch.from_numpy(nearest_orthogonal(d.numpy()))
+            found = self._run(np.zeros((0, self.size)), 0.0, 0.0)
+            self._atoms = d, d._version, torch.from_numpy(found)
         return self._atoms[2]
 
     def encode(self, y: Tensor, threshold: float | Tensor = 0.0) -> Tensor:

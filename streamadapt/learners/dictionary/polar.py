@@ -1,24 +1,30 @@
-"""The orthogonal matrix nearest to a matrix, by Halley's iteration with the best weights."""
+"""The orthogonal matrix nearest to a matrix, in kernels, by Halley's iteration with the best
+weights [1]_.
+
+References
+----------
+.. [1] Nakatsukasa, Bai & Gygi (2010), Optimizing Halley's iteration for computing the matrix polar
+   decomposition, SIAM Journal on Matrix Analysis and Applications 31.
+"""
 
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from streamadapt.compiled import Kernel, compiled
+from streamadapt.compiled import compiled
 from streamadapt.learners.dictionary.blocks import (
     factorise,
+    minus_square,
     padded,
     solve,
-    subtract_square,
     transpose,
 )
 from streamadapt.records import Array
 
-__all__ = ["PolarRoom", "length_of", "nearest_orthogonal", "polar", "polar_room"]
+__all__ = ["PolarRoom", "length_of", "polar", "polar_room"]
 
 LEAST: Final = 3e-4
 """The smallest singular value that the first weights are the best for, in units of the largest.
@@ -98,10 +104,10 @@ def load(matrix: Any, size: float, x: Any) -> None:
     n = matrix.shape[0] if size > 0.0 else 0
     for i in range(x.shape[0]):
         for j in range(x.shape[0]):
-            x[i, j] = 1.0 if i == j else 0.0
-    for i in range(n):
-        for j in range(n):
-            x[i, j] = matrix[i, j] / size
+            if i < n and j < n:
+                x[i, j] = matrix[i, j] / size
+            else:
+                x[i, j] = 1.0 if i == j else 0.0
 
 
 @compiled
@@ -115,10 +121,7 @@ def orthogonalise(w: Any) -> bool:
     low, top = 0.0, math.inf
     for _ in range(MOST):
         transpose(w.x, w.other)
-        for i in range(w.square.shape[0]):
-            for j in range(w.square.shape[0]):
-                w.square[i, j] = 0.0
-        subtract_square(w.square, w.x, w.other)
+        minus_square(w.square, w.x, w.other)
         mean, reach = spread(w.square)
         close = reach <= CLOSE * mean
         top = min(top, mean + reach)
@@ -127,7 +130,10 @@ def orthogonalise(w: Any) -> bool:
         low = min(max(low, mean - reach), top)
         least = math.sqrt(low / top)
         a, b, c = weights(least)
-        move(w, a, b, c, top)
+        add_identity(w.square, -c / top)
+        factorise(w.square)
+        solve(w.square, w.x, w.other)
+        mix(w.x, b / c, w.other, a - b / c, 1.0 / math.sqrt(top))
         least *= (a + b * least * least) / (1.0 + c * least * least)
         low, top = min(least * least, 1.0), 1.0
         if close:
@@ -162,8 +168,8 @@ def spread(minus: Any) -> Any:
 
 @compiled
 def weights(least: float) -> Any:
-    """Return the weights a, b and c that take singular values from `least` to 1 closest to 1
-    [1]_."""
+    """Return the weights a, b and c that take singular values from `least` to 1 closest to 1:
+    equation 3.11 and theorem 3.1 of the reference."""
     square = least * least
     d = math.pow(4.0 * (1.0 - square) / (square * square), 1.0 / 3.0)
     root = math.sqrt(1.0 + d)
@@ -173,45 +179,17 @@ def weights(least: float) -> Any:
 
 
 @compiled
-def move(w: Any, a: float, b: float, c: float, top: float) -> None:
-    """Make one iteration with ``X / top^.5``; ``w.square`` is ``-X X^T``."""
-    n = w.x.shape[0]
-    for i in range(n):
-        for j in range(n):
-            w.other[i, j] = w.x[i, j]
-            w.square[i, j] *= -c / top
-        w.square[i, i] += 1.0
-    factorise(w.square)
-    solve(w.square, w.other)
-    old, new = b / c / math.sqrt(top), (a - b / c) / math.sqrt(top)
-    for i in range(n):
-        for j in range(n):
-            w.x[i, j] = old * w.x[i, j] + new * w.other[i, j]
+def add_identity(m: Any, factor: float) -> None:
+    """``m <- I + factor m``, in the upper triangle."""
+    for i in range(m.shape[0]):
+        for j in range(i, m.shape[0]):
+            m[i, j] *= factor
+        m[i, i] += 1.0
 
 
-@cache
-def _kernel() -> Kernel:
-    return Kernel(polar, "the polar factor")
-
-
-def nearest_orthogonal(matrix: Array) -> Array:
-    """Return the polar factor of a matrix: `polar` for Python.
-
-    Parameters
-    ----------
-    matrix : ndarray, (n, n), float64
-
-    Returns
-    -------
-    ndarray, (n, n), float64
-        It costs O(n^3) time.
-
-    References
-    ----------
-    .. [1] Nakatsukasa, Bai & Gygi (2010), Optimizing Halley's iteration for computing the matrix
-       polar decomposition, SIAM Journal on Matrix Analysis and Applications 31.
-    """
-    matrix = np.ascontiguousarray(matrix, np.float64)
-    found = np.empty(matrix.shape)
-    _kernel().call(matrix, polar_room(len(matrix)), found)
-    return found
+@compiled
+def mix(x: Any, keep: float, other: Any, share: float, factor: float) -> None:
+    """``x <- factor (keep x + share other)``."""
+    for i in range(x.shape[0]):
+        for j in range(x.shape[0]):
+            x[i, j] = factor * (keep * x[i, j] + share * other[i, j])

@@ -14,11 +14,11 @@ from streamadapt.learners.dictionary.atoms import (
     decode,
     encode,
     error,
-    find_atoms,
     norm,
     rates,
     update,
 )
+from streamadapt.learners.dictionary.polar import polar
 from streamadapt.records import Array
 
 __all__ = ["DictionarySettings", "DictionaryState", "learn", "predict"]
@@ -76,18 +76,29 @@ def predict(c: Any, p: Any, s: Any, key: int, w: OrthogonalRoom, x: Any, out: An
 @compiled
 def learn(c: Any, p: Any, s: Any, key: int, w: OrthogonalRoom, x: Any, y: Any) -> None:
     """Score the newest vector, then learn it; what there is to learn is in the window, without a
-    label. Every `batch` vectors D is updated."""
+    label. Every `batch` vectors D is updated. With the weight 0 nothing is learned: the atoms are
+    brought up to date with D."""
+    d, new = s.dictionary, y.weight == 0.0
+    if y.weight > 0.0:
+        take_in(c, s, key, w, x)
+        new = s.count[key] == s.pending.shape[1]
+        if new:
+            s.count[key] = 0
+            rho, gamma = rates(d.step[key], p.track, p.track, y.boost)
+            update(d, key, s.pending[key], rho, gamma, True, w)
+    if new:
+        polar(d.dictionary[key], w.polar, d.atoms[key])
+
+
+@compiled
+def take_in(c: Any, s: Any, key: int, w: Any, x: Any) -> None:
+    """Score the newest vector, and let it wait for the next update."""
     window, channels = x.window.shape
-    batch, count = s.pending.shape[1], s.count[key]
-    newest = s.pending[key, count]
+    newest = s.pending[key, s.count[key]]
     scaled(c, x, window * channels - newest.shape[0], newest)
     s.error[key] = error(s.dictionary.atoms[key], newest, s.usual[key], w.code)
     s.usual[key] = moved(s.usual[key], norm(newest))
-    if count + 1 == batch:
-        rho, gamma = rates(s.dictionary.step[key], p.track, p.track, y.boost)
-        update(s.dictionary, key, s.pending[key], rho, gamma, True, w)
-        find_atoms(s.dictionary, key, w)
-    s.count[key] = (count + 1) % batch
+    s.count[key] += 1
 
 
 @compiled
