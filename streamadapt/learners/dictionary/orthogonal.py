@@ -163,11 +163,10 @@ class OrthogonalDictionary(nn.Module):
     def _run(self, entries: Array, rho: float, gamma: float) -> Array:
         """Run the kernel, and return its atoms, (n, n)."""
         buffers = (self.dictionary, self.gradient, self.factor, self.step)
-        atoms = np.zeros((1, self.size, self.size))
-        arrays = (buffer.numpy()[None] for buffer in buffers)
-        state = OrthogonalState(*arrays, atoms)
+        d, g, factor, step = (buffer.numpy()[None] for buffer in buffers)
+        state = OrthogonalState(d, g, factor, step, atoms=np.zeros_like(d))
         _LEARN.call(state, entries, rho, gamma, self.normalise, self._room)
-        return atoms[0]
+        return state.atoms[0]
 
     @property
     def atoms(self) -> Tensor:
