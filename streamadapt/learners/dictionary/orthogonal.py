@@ -166,7 +166,8 @@ class OrthogonalDictionary(nn.Module):
         d, g, factor, step = (buffer.numpy()[None] for buffer in buffers)
         state = OrthogonalState(d, g, factor, step, atoms=np.zeros_like(d))
         _LEARN.call(state, entries, rho, gamma, self.normalise, self._room)
-        return state.atoms[0]
+        found: Array = state.atoms[0]
+        return found
 
     @property
     def atoms(self) -> Tensor:
