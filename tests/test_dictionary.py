@@ -6,19 +6,28 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import streamadapt.learners.dictionary.orthogonal
+from streamadapt.compiled import Kernel
 from streamadapt.errors import ConfigError, ShapeError
 from streamadapt.learners.dictionary import OrthogonalDictionary
-from streamadapt.learners.dictionary.orthogonal import ANCHOR, polar_factor
+from streamadapt.learners.dictionary.atoms import ANCHOR
+from streamadapt.learners.dictionary.polar import polar, polar_room
 
 torch.set_num_threads(1)
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
+POLAR = Kernel(polar)
+
+
+def nearest_orthogonal(matrix: Array) -> Array:
+    found = np.empty_like(matrix)
+    POLAR(np.ascontiguousarray(matrix), polar_room(len(matrix)), found)
+    return found
 
 
 def orthogonal(n: int, rng: np.random.Generator) -> Array:
@@ -71,75 +80,75 @@ def feed(
     st.sampled_from([1, 2, 7, 20, 40]),
     st.floats(0.0, 9.0),
     st.floats(-8.0, 8.0),
-    st.sampled_from(["none", "old", "random", "opposite"]),
     st.integers(0, 2**32 - 1),
 )
 def test_the_polar_factor_equals_that_of_the_svd(
-    n: int, spread: float, size: float, near: str, seed: int
+    n: int, spread: float, size: float, seed: int
 ) -> None:
-    """For any singular values (`spread` decades of them), any unit, and any starting factor."""
+    """For any singular values (`spread` decades of them), and any unit."""
     rng = np.random.default_rng(seed)
     values = 10.0 ** (size - spread * rng.random(n))
-    matrix, factor = with_singular_values(values, seed)
-    old = svd_polar(matrix + 0.1 * values.mean() * rng.normal(size=(n, n)))
-    hints = {"none": None, "old": old, "random": orthogonal(n, rng), "opposite": -factor}
-    hint = hints[near]
-    found = polar_factor(
-        torch.from_numpy(matrix), None if hint is None else torch.from_numpy(hint)
-    ).numpy()
+    matrix, _ = with_singular_values(values, seed)
+    found = nearest_orthogonal(matrix)
     np.testing.assert_allclose(found, svd_polar(matrix), rtol=0, atol=1e-5)
     np.testing.assert_allclose(found.T @ found, np.eye(n), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("spread", [0.0, 0.05, 0.25])
-def test_a_slowly_changing_matrix_needs_no_decomposition(
-    spread: float, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("n", [3, 40])
+@pytest.mark.parametrize("spread", [0.0, 0.25, 1.0])
+def test_the_polar_factor_of_a_well_conditioned_matrix_has_all_digits(
+    n: int, spread: float
 ) -> None:
-    """Newton-Schulz starts from the scale of the previous factor, in every step of a slow
-    change."""
-
-    def refuse(*_: Any) -> Any:
-        raise AssertionError("decomposed")
-
     rng = np.random.default_rng(0)
-    n = 40
-    matrix, previous = with_singular_values(3.0 * (1.0 + spread * rng.uniform(-1.0, 1.0, n)), 1)
-    monkeypatch.setattr(torch.linalg, "svd", refuse)
-    monkeypatch.setattr(torch.linalg, "eigh", refuse)
-    for _ in range(10):
-        matrix = matrix + 0.02 * rng.normal(size=(n, n))
-        found = polar_factor(torch.from_numpy(matrix), torch.from_numpy(previous))
-        np.testing.assert_allclose(found.numpy(), svd_polar(matrix), rtol=0, atol=1e-9)
-        previous = found.numpy()
-    with pytest.raises(AssertionError, match="decomposed"):
-        polar_factor(torch.from_numpy(matrix), torch.eye(n, dtype=torch.float64))
+    values = 10.0 ** (-spread * rng.random(n))
+    matrix, factor = with_singular_values(values, 2)
+    np.testing.assert_allclose(nearest_orthogonal(matrix), factor, rtol=0, atol=1e-11)
+    scipys = scipy.linalg.polar(matrix)[0]
+    np.testing.assert_allclose(nearest_orthogonal(matrix), scipys, rtol=0, atol=1e-11)
 
 
-def test_newton_schulz_is_not_used_if_it_does_not_converge(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """One of many directions is almost missing: the mean does not show it, the iteration does."""
-    values = np.full(24, 1.0)
-    values[0] = 1e-4
-    matrix, _ = with_singular_values(values, 2)
-    tried = []
-    iterate = streamadapt.learners.dictionary.orthogonal._newton_schulz
-    monkeypatch.setattr(
-        streamadapt.learners.dictionary.orthogonal,
-        "_newton_schulz",
-        lambda *a: tried.append(iterate(*a)) or tried[-1],
-    )
-    found = polar_factor(torch.from_numpy(matrix), torch.from_numpy(svd_polar(matrix)))
-    assert tried == [None]
-    np.testing.assert_allclose(found.numpy(), svd_polar(matrix), rtol=0, atol=1e-9)
+def test_one_direction_may_be_almost_missing() -> None:
+    """The other singular values do not show it."""
+    for least in (1e-4, 1e-7, 1e-10):
+        values = np.full(24, 1.0)
+        values[0] = least
+        matrix, _ = with_singular_values(values, 2)
+        np.testing.assert_allclose(
+            nearest_orthogonal(matrix), svd_polar(matrix), rtol=0, atol=1e-15 / least + 1e-10
+        )
 
 
 @pytest.mark.parametrize("rank", [0, 1, 5])
 def test_a_singular_matrix_has_an_orthogonal_factor(rank: int) -> None:
     matrix, _ = with_singular_values(np.where(np.arange(8) < rank, 2.0, 0.0), 3)
-    found = polar_factor(torch.from_numpy(matrix)).numpy()
-    np.testing.assert_allclose(found.T @ found, np.eye(8), rtol=0, atol=1e-9)
-    np.testing.assert_allclose(np.trace(found.T @ matrix), 2.0 * rank, rtol=0, atol=1e-9)
+    exact = np.zeros((8, 8))  # singular without a rounding error, and a nilpotent matrix too
+    exact[: rank + 1, : rank + 1] = 2.0 * np.eye(rank + 1, k=1)
+    for each in (matrix, exact):
+        found = nearest_orthogonal(each)
+        np.testing.assert_allclose(found.T @ found, np.eye(8), rtol=0, atol=1e-9)
+        np.testing.assert_allclose(np.trace(found.T @ each), 2.0 * rank, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [1e-310, 1e-150, 1e150, 1e300])
+def test_any_unit(size: float) -> None:
+    matrix, factor = with_singular_values(np.array([1.0, 2.0, 3.0]), 4)
+    close = 1e-2 if size < 1e-300 else 1e-12  # numbers this small have few digits
+    np.testing.assert_allclose(nearest_orthogonal(size * matrix), factor, rtol=0, atol=close)
+
+
+@pytest.mark.parametrize("n", [1, 5, 18, 27])
+def test_compiled_and_plain_polar_factors_have_the_same_bits(n: int) -> None:
+    matrix, _ = with_singular_values(10.0 ** (-5.0 * np.random.default_rng(n).random(n)), n)
+    plain = np.empty_like(matrix)
+    polar(matrix, polar_room(n), plain)
+    assert plain.tobytes() == nearest_orthogonal(matrix).tobytes()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_has_no_factor(bad: float) -> None:
+    matrix = np.eye(3)
+    matrix[1, 2] = bad
+    assert np.isnan(nearest_orthogonal(matrix)).all()
 
 
 # -- the updates

@@ -26,6 +26,7 @@ from streamadapt import (
 from streamadapt.config.registry import build
 from streamadapt.errors import ConfigError, ShapeError
 from streamadapt.learners import Dictionary
+from streamadapt.learners.dictionary import OrthogonalDictionary
 
 N = 16
 MASK = torch.ones(1, 1, dtype=torch.bool)
@@ -59,6 +60,16 @@ def adapted(learner: Dictionary, rows: Array, window: int) -> Dictionary:
     return learner
 
 
+def dictionary_of(learner: Dictionary) -> OrthogonalDictionary:
+    """Return a copy of the learner's dictionary."""
+    found = OrthogonalDictionary(N, floors=(learner.track, learner.track))
+    state = learner.state_dict()
+    found.load_state_dict(
+        {k.removeprefix("dictionary."): v for k, v in state.items() if k.startswith("dictionary.")}
+    )
+    return found
+
+
 def zero(inputs: Tensor) -> Tensor:
     del inputs
     return torch.zeros(1, 1)
@@ -90,19 +101,20 @@ def test_cleaning_follows_the_formula(over: Any) -> None:
     adapted(learner, rows, window)
     inputs = rows[-window:].astype(np.float32)
     scaled = (inputs.astype(np.float64) - 10.0 * scale.numpy()) / scale.numpy()
-    atoms = learner.dictionary.atoms.numpy()
+    found = learner.clean(torch.from_numpy(inputs))
+    atoms = learner.state.dictionary.atoms[0]
     vectors = [scaled.ravel()] if over == "window" else list(scaled)
     cleaned = []
     for y in vectors:
         c = atoms.T @ y
         cleaned.append(atoms @ np.where(np.abs(c) < threshold, 0.0, c))
     wanted = np.array(cleaned).reshape(window, channels) * scale.numpy() + 10.0 * scale.numpy()
-    found = learner.clean(torch.from_numpy(inputs))
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-5, atol=1e-5)
     assert np.abs(wanted - inputs).max() > 0.1, "some coefficients were dropped"
-    learner.threshold = 0.0
-    np.testing.assert_allclose(learner.clean(torch.from_numpy(inputs)).numpy(), inputs, rtol=1e-5)
+    whole = built(Dictionary(over=over, threshold=0.0, batch=2), spec)
+    whole.load_state_dict(learner.state_dict())
+    np.testing.assert_allclose(whole.clean(torch.from_numpy(inputs)).numpy(), inputs, rtol=1e-5)
 
 
 def test_the_other_learner_predicts_learns_and_adapts_from_cleaned_inputs() -> None:
@@ -232,27 +244,27 @@ def test_the_score_is_computed_before_the_entry_is_learned() -> None:
     assert np.isnan(learner.signals()["dictionary-error"])
     for row in rows:
         y = torch.from_numpy(row.astype(np.float32)).double()
-        wanted = learner.dictionary.error(y, usual).item()
+        wanted = dictionary_of(learner).error(y, usual).item()
         adapted(learner, row[None], 1)
         assert learner.signals() == {"dictionary-error": pytest.approx(wanted, abs=1e-7)}
         length = float(y.norm())
         usual = 0.99 * usual + 0.01 * min(length, 4.0 * usual) if usual > 0.0 else length
-        assert float(learner.usual) == pytest.approx(usual)
+        assert learner.state.usual[0] == pytest.approx(usual)
 
 
 def test_learns_once_per_batch_from_the_newest_vectors() -> None:
     rows, _ = sparse_rows(24, 0)
     single = torch.from_numpy(rows.astype(np.float32)).double()
     learner = built(Dictionary(batch=8, track=0.0), spec_of("regression", 1, N, 1, 1))
-    reference = built(Dictionary(batch=8, track=0.0), spec_of("regression", 1, N, 1, 1)).dictionary
+    reference = dictionary_of(learner)
     for i in range(0, 24, 8):
         adapted(learner, rows[i : i + 7], 1)
-        assert torch.equal(learner.dictionary.dictionary, reference.dictionary), (
+        assert torch.equal(dictionary_of(learner).dictionary, reference.dictionary), (
             "not before the batch is full"
         )
         adapted(learner, rows[i + 7 : i + 8], 1)
         reference.update(single[i : i + 8])
-        assert torch.equal(learner.dictionary.dictionary, reference.dictionary)
+        assert torch.equal(dictionary_of(learner).dictionary, reference.dictionary)
 
 
 # -- state and settings
@@ -302,6 +314,23 @@ def test_a_config_nests_the_other_learner() -> None:
     with pytest.raises(ConfigError) as caught:
         build("learners", "learners[0]", table | {"track": 2.0})
     assert caught.value.path == "learners[0].track"
+
+
+def test_a_restored_learner_has_the_atoms_of_its_dictionary() -> None:
+    """They are not in a checkpoint, which holds whole batches and parts of them."""
+    rows, _ = sparse_rows(60, 0)
+    inputs = torch.from_numpy(rows[-1:].astype(np.float32))
+    spec = spec_of("regression", 1, N, 1, 1)
+    for learned in (0, 3, 4, 26):
+        learner = adapted(built(Dictionary(batch=4), spec), rows[:learned], 1)
+        other = adapted(built(Dictionary(batch=4), spec), rows[40:], 1)
+        other.restore(learner.snapshot())
+        atoms = learner.state.dictionary.atoms
+        assert other.state.dictionary.atoms.tobytes() == atoms.tobytes()
+        assert torch.equal(other.clean(inputs), learner.clean(inputs))
+        for each in (learner, other):
+            adapted(each, rows[30:40], 1)
+        assert other.signals() == learner.signals()
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,10 @@ class CompiledLearner(Learner):
         del spec
         return NoRoom(np.zeros(1))
 
+    def writes(self, spec: Spec) -> tuple[int, int, int]:
+        """Return the shape of what `Steps.predict` writes: a prediction of each expert."""
+        return len(self.names), spec.rows, spec.columns
+
     def allocate(self, spec: Spec) -> None:
         """Allocate the state, and room for one event."""
         self.state = _with_a_key(self.start(spec))
@@ -156,7 +160,12 @@ class CompiledLearner(Learner):
         spec = self.spec
         self._steps = self.steps_for(spec)
         self._plain_parts = Parts(
-            shared_of(spec), self.settings(spec), self.state, self.room(spec), 0, len(self.names)
+            shared_of(spec),
+            self.settings(spec),
+            self.state,
+            self.room(spec),
+            0,
+            self.writes(spec)[0],
         )
         self._parts_at: dict[int, Any] = {}
         self._events: dict[tuple[int, int], _Event] = {}
@@ -198,6 +207,7 @@ class CompiledLearner(Learner):
             spec = self.spec
             shape = (len(self.names), spec.rows, spec.columns)
             lot = empty_lot(1, spec.window, spec.channels, shape, features, times)
+            lot = lot._replace(outputs=np.zeros((1, *self.writes(spec))))
             found = self._events[times, features] = _Event(lot)
         return found
 

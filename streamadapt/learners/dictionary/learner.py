@@ -4,28 +4,40 @@ entry fits the earlier ones."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from streamadapt.errors import ConfigError
 from streamadapt.learners.base import Learner, require_shape
-from streamadapt.learners.dictionary.orthogonal import OrthogonalDictionary
-from streamadapt.models.contract import BaseOutput, Spec, TaskKind
+from streamadapt.learners.compiled import CompiledLearner, Steps
+from streamadapt.learners.dictionary.atoms import (
+    OrthogonalRoom,
+    OrthogonalState,
+    orthogonal_room,
+)
+from streamadapt.learners.dictionary.orthogonal import random_orthogonal
+from streamadapt.learners.dictionary.steps import (
+    DictionarySettings,
+    DictionaryState,
+    learn,
+    predict,
+)
+from streamadapt.learners.lots import LEARN, PREDICT
+from streamadapt.models.contract import BaseOutput, Spec, TaskKind, without_nonfinite
+from streamadapt.records import Array
 
 __all__ = ["Dictionary"]
 
 Over = Literal["window", "row"]
-LENGTHS_RATE, LENGTHS_CLIP = 0.01, 4.0
-"""The rate of the running mean of the entries' lengths, and the multiple of that mean at which a
-length is clipped."""
 MAX_VALUES = 256
 """The largest number of values in y: the cost of an update grows with its cube."""
 
 
-class Dictionary(Learner):
+class Dictionary(CompiledLearner):
     """Denoises another learner's inputs by an orthogonal dictionary learned online, without labels
     [1]_.
 
@@ -43,7 +55,7 @@ class Dictionary(Learner):
 
     Costs per entry, where y has n values: O(n^2), and O(n^3 / `batch`) for the update; for
     ``over="row"`` O(n^2) for each row of the window; and the cost of the other learner. State:
-    (3 + `batch` / n) n^2 float64 numbers.
+    (4 + `batch` / n) n^2 float64 numbers, and 3 n^2 to work in.
 
     Parameters
     ----------
@@ -77,9 +89,9 @@ class Dictionary(Learner):
     """
 
     kind: ClassVar[str] = "dictionary"
-    pending: Tensor
-    count: Tensor
-    usual: Tensor
+    # They denoise; what predicts from denoised inputs runs after them.
+    steps = Steps(predict, learn)
+    state: DictionaryState
 
     def __init__(
         self,
@@ -106,7 +118,6 @@ class Dictionary(Learner):
         self.threshold = threshold
         self.batch = batch
         self.track = track
-        self._error = math.nan
         # The other learner decides these; for every other kind they are class variables.
         self.needs_labels = learner is not None and learner.needs_labels  # type: ignore[misc]
         if learner is not None:
@@ -135,7 +146,7 @@ class Dictionary(Learner):
 
     def allocate(self, spec: Spec) -> None:
         """Start from a random orthogonal dictionary."""
-        n = spec.channels * (spec.window if self.over == "window" else 1)
+        n = self._values(spec)
         if n > MAX_VALUES:
             hint = " (with over = 'row' only the channels count)" if self.over == "window" else ""
             raise ConfigError(
@@ -143,25 +154,57 @@ class Dictionary(Learner):
             )
         if self.learner is not None:
             self.learner.build(spec)
-        # Float64 throughout: the same bits from the same entries, whatever the device.
-        self._loc, self._scale = spec.input_loc.double(), spec.input_scale.double()
-        self.dictionary = OrthogonalDictionary(
-            n, generator=spec.generator(), floors=(self.track, self.track), device=spec.device
-        )
-        self.register_buffer(
-            "pending", torch.zeros(self.batch, n, dtype=torch.float64, device=spec.device)
-        )
-        # The number of pending entries.
-        self.register_buffer("count", torch.zeros((), dtype=torch.int64, device=spec.device))
-        # The usual length.
-        self.register_buffer("usual", torch.zeros((), dtype=torch.float64, device=spec.device))
-        self._error = math.nan
+        super().allocate(spec)
 
-    def _scaled(self, inputs: Tensor) -> Tensor:
-        """Scale the inputs: (window, channels) -> (B, n), float64; B is 1, or the number of
-        rows."""
-        require_shape("inputs", inputs, (self.spec.window, self.spec.channels))
-        return ((inputs - self._loc) / self._scale).view(-1, self.dictionary.size)
+    def writes(self, spec: Spec) -> tuple[int, int, int]:
+        """Return the shape of what the kernel writes: the denoised window."""
+        return 1, spec.window, spec.channels
+
+    def settings(self, spec: Spec) -> DictionarySettings:
+        """Return the hyper-parameters."""
+        return DictionarySettings(float(self.threshold), float(self.track))
+
+    def _values(self, spec: Spec) -> int:
+        """Return the number of values of y."""
+        return spec.channels * (spec.window if self.over == "window" else 1)
+
+    def start(self, spec: Spec) -> DictionaryState:
+        """Start from a random orthogonal dictionary."""
+        n = self._values(spec)
+        first = random_orthogonal(n, spec.generator())
+        dictionary = OrthogonalState(
+            first,
+            np.zeros((n, n)),
+            first.copy(),
+            np.array(0, np.int64),
+            first.copy(),
+        )
+        return DictionaryState(
+            dictionary,
+            np.zeros((self.batch, n)),
+            np.array(0, np.int64),
+            np.array(0.0),
+            np.array(math.nan),
+        )
+
+    def room(self, spec: Spec) -> OrthogonalRoom:
+        """Return room for a vector and an update."""
+        return orthogonal_room(self._values(spec))
+
+    def named_arrays(self) -> Iterator[tuple[str, Array]]:
+        """Yield the state that checkpoints have; the atoms follow from it."""
+        for name, array in super().named_arrays():
+            if name not in ("dictionary.atoms", "error"):
+                yield name, array
+
+    def _load_from_state_dict(self, *given: Any) -> None:
+        """Take over tensors by name, and compute the atoms: torch's hook of `load_state_dict`."""
+        super()._load_from_state_dict(*given)
+        loaded = self.state.dictionary
+        loaded.atoms[:] = loaded.dictionary  # orthogonal before the first update
+        if loaded.step[0] > 0:
+            self._event(None).lot.weights[0] = 0.0
+            self._run(LEARN, None, None)
 
     def clean(self, inputs: Tensor) -> Tensor:
         """Return the denoised inputs.
@@ -174,10 +217,14 @@ class Dictionary(Learner):
         -------
         Tensor, (window, channels), float32, original units
         """
-        code = self.dictionary.encode(self._scaled(inputs), self.threshold)
-        return torch.addcmul(
-            self._loc, self.dictionary.decode(code).view(inputs.shape), self._scale
-        ).float()
+        cleaned = self._run_on(PREDICT, inputs)
+        return cleaned.to(self.spec.device, torch.float32)
+
+    def _run_on(self, kind: int, inputs: Tensor) -> Tensor:
+        """Take the kernel through one event, and return what it writes, (window, channels)."""
+        require_shape("inputs", inputs, (self.spec.window, self.spec.channels))
+        self._event(None).window.copy_(inputs.detach())
+        return self._run(kind, None, None).outputs[0]
 
     @torch.no_grad()
     def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
@@ -186,9 +233,6 @@ class Dictionary(Learner):
             return self.learner.predict(self.clean(inputs), base)
         if self.spec.model is None:  # the base cannot predict again
             return base.output.clone()
-        # Not at the top: that module imports this package.
-        from streamadapt.models.contract import without_nonfinite
-
         cleaned = self.clean(inputs)
         if not bool(torch.isfinite(cleaned).all()):
             # NaN shows the broken dictionary, so that it is restored.
@@ -215,23 +259,9 @@ class Dictionary(Learner):
         if self.learner is not None:
             self.learner.boost = self.boost
             self.learner.adapt(self.clean(inputs), base)
-        y = self._scaled(inputs)[-1]
-        self._judge(y)
-        count = int(self.count)
-        self.pending[count] = y
-        if count + 1 == self.batch:
-            self.dictionary.update(self.pending, self.boost)
-        self.count.fill_((count + 1) % self.batch)
-
-    def _judge(self, y: Tensor) -> None:
-        usual, length = float(self.usual), float(torch.linalg.vector_norm(y))
-        self._error = float(self.dictionary.error(y, usual))
-        moved = (
-            usual + LENGTHS_RATE * (min(length, LENGTHS_CLIP * usual) - usual)
-            if usual > 0.0
-            else length
-        )
-        self.usual.fill_(moved)
+        lot = self._event(None).lot
+        lot.weights[0], lot.boosts[0] = 1.0, self.boost
+        self._run_on(LEARN, inputs)
 
     @property
     def gradient_norm(self) -> float | None:
@@ -245,7 +275,7 @@ class Dictionary(Learner):
     def signals(self) -> dict[str, float]:
         """Return the relative error of the newest entry's sparse code, from 0 to 1, and the other
         learner's signals."""
-        error = {f"{self.kind}-error": self._error}
+        error = {f"{self.kind}-error": float(self.state.error[0])}
         return error if self.learner is None else error | self.learner.signals()
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:

@@ -3,125 +3,63 @@ Frank-Wolfe method."""
 
 from __future__ import annotations
 
-import math
+from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from streamadapt.compiled import Kernel
 from streamadapt.errors import ConfigError, ShapeError
+from streamadapt.learners.dictionary.atoms import (
+    OrthogonalState,
+    decode,
+    encode,
+    error,
+    orthogonal_room,
+    rates,
+    update,
+)
+from streamadapt.learners.dictionary.polar import polar
+from streamadapt.records import Array
 
-__all__ = ["OrthogonalDictionary", "polar_factor"]
-
-ANCHOR = 0.01
-"""The share of the dictionary that is added to the gradient, in units of the root mean square of
-the gradient's singular values."""
-MAX_SPREAD = 0.3
-"""Newton-Schulz is tried if the standard deviation of the singular values is at most this share of
-their mean."""
-MAX_ITERATIONS = 12
-CLOSE = 1e-5
-"""If the distance of ``X^T X`` from the identity (Frobenius norm) is below this, one more
-iteration leaves only rounding errors."""
-MAX_START = 1.6
-"""Newton-Schulz converges to the polar factor if all singular values are below sqrt(3); the start
-is scaled so that they are below this."""
-SQUARABLE, EXACT = 1e-9, 1e-6
-"""The smallest ratio of the smallest to the largest squared singular value at which the squares
-have enough digits: with one more iteration, and without it."""
-SMALL = 32
-"""For a matrix of at most this size, the singular value decomposition costs less than the
-eigenvectors of its square."""
-TINY = 1e-150
-"""A shorter vector counts as zero; the cube of this length is still a floating-point number."""
+__all__ = ["OrthogonalDictionary", "random_orthogonal"]
 
 
-def polar_factor(matrix: Tensor, near: Tensor | None = None) -> Tensor:
-    """Return ``U V^T`` of the singular value decomposition ``U S V^T``, the orthogonal matrix
-    nearest to a square one.
-
-    There are three methods. Newton-Schulz, ``X <- X (3 I - X^T X) / 2``, is used if the factor of
-    an earlier matrix shows that it will need few iterations: the mean of the singular values is
-    about ``tr(near^T matrix) / n``, their mean square is ``|matrix|^2 / n``. (The iteration keeps
-    the polar factor of its start, so it starts from the scaled matrix, not from the earlier
-    factor.) Otherwise the result comes from the eigenvectors of ``matrix^T matrix``, or from the
-    singular value decomposition if that is cheaper or if squaring would lose too many digits. The
-    method changes the time, and the result only by rounding errors.
-
-    Parameters
-    ----------
-    matrix : Tensor, (n, n), float64
-        If it is singular, one of its many factors is returned; if it is not finite, NaN.
-    near : Tensor, (n, n), optional
-        The polar factor of a similar matrix.
-
-    Returns
-    -------
-    Tensor, (n, n), float64
-        Never a view of the arguments. It costs O(n^3) time.
-
-    References
-    ----------
-    .. [1] Higham (2008), Functions of matrices: theory and computation, chapter 8 (Newton-Schulz:
-       equation 8.20).
-    """
-    # LAPACK would raise an error. NaN is noticed by the pipeline, which restores the learner.
-    if not bool(torch.isfinite(matrix).all()):
-        return torch.full_like(matrix, torch.nan)
-    if near is not None and _has_small_spread(matrix, near):
-        factor = _newton_schulz(matrix)
-        if factor is not None:
-            return factor
-    if len(matrix) > SMALL:
-        factor = _from_square(matrix)
-        if factor is not None:
-            return factor
-    try:
-        u, _, vh = torch.linalg.svd(matrix)
-    except RuntimeError:  # it did not converge
-        return torch.full_like(matrix, torch.nan)
-    nearest: Tensor = u @ vh
-    return nearest
+def random_orthogonal(size: int, generator: torch.Generator) -> Array:
+    """Return a random orthogonal matrix, (size, size), float64."""
+    drawn = torch.randn(size, size, generator=generator, dtype=torch.float64)
+    found: Array = torch.linalg.qr(drawn)[0].contiguous().numpy()
+    return found
 
 
-def _has_small_spread(matrix: Tensor, near: Tensor) -> bool:
-    n = len(matrix)
-    mean = float((near * matrix).sum()) / n
-    length = float(torch.linalg.vector_norm(matrix))
-    return mean > 0.0 and length * length / n <= (1.0 + MAX_SPREAD**2) * mean * mean < math.inf
+def _learn(s: Any, entries: Any, rho: float, gamma: float, normalise: bool, w: Any) -> None:
+    """Learn from entries; without entries compute the atoms."""
+    if entries.shape[0] > 0:
+        update(s, 0, entries, rho, gamma, normalise, w)
+    else:
+        polar(s.dictionary[0], w.polar, s.atoms[0])
 
 
-def _from_square(matrix: Tensor) -> Tensor | None:
-    """Return ``matrix (matrix^T matrix)^(-1/2)``; None if squaring loses too many digits."""
-    try:
-        values, vectors = torch.linalg.eigh(matrix.mT @ matrix)
-    except RuntimeError:  # it did not converge, or the squares are infinite
-        return None
-    ascending = values.tolist()
-    least, largest = ascending[0], ascending[-1]
-    if not least > SQUARABLE * largest:
-        return None
-    factor: Tensor = matrix @ ((vectors * values.rsqrt()) @ vectors.mT)
-    return factor if least > EXACT * largest else _iterated(factor, factor.mT @ factor)
+def _encode_all(atoms: Any, entries: Any, threshold: float, codes: Any) -> None:
+    for b in range(entries.shape[0]):
+        encode(atoms, entries[b], threshold, codes[b])
 
 
-def _newton_schulz(matrix: Tensor) -> Tensor | None:
-    """Iterate until the matrix is orthogonal; None if that takes too many iterations."""
-    square = matrix.mT @ matrix
-    bound = square.abs().sum(0).amax()  # no squared singular value exceeds it
-    identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-    x, square = matrix * (MAX_START / bound.sqrt()), square * (MAX_START**2 / bound)
-    for _ in range(MAX_ITERATIONS):
-        close = float(torch.dist(square, identity)) < CLOSE
-        x = _iterated(x, square)
-        if close:
-            return x
-        square = x.mT @ x
-    return None
+def _decode_all(atoms: Any, codes: Any, entries: Any) -> None:
+    for b in range(codes.shape[0]):
+        decode(atoms, codes[b], entries[b])
 
 
-def _iterated(x: Tensor, square: Tensor) -> Tensor:
-    """Return ``x (3 I - x^T x) / 2``."""
-    return torch.addmm(x, x, square, beta=1.5, alpha=-0.5)
+def _score_all(atoms: Any, entries: Any, least: float, code: Any, errors: Any) -> None:
+    for b in range(entries.shape[0]):
+        errors[b] = error(atoms, entries[b], least, code)
+
+
+_LEARN: Final = Kernel(_learn, "an update of a dictionary")
+_ENCODE: Final = Kernel(_encode_all, "the codes of entries")
+_DECODE: Final = Kernel(_decode_all, "the entries of codes")
+_SCORE: Final = Kernel(_score_all, "the errors of sparse codes")
 
 
 class OrthogonalDictionary(nn.Module):
@@ -159,11 +97,10 @@ class OrthogonalDictionary(nn.Module):
         ``(.02, .01)`` remembers about a hundred updates.
     normalise : bool
         Whether to scale each y to length one.
-    device : torch.device, optional
 
     Attributes
     ----------
-    dictionary, gradient, factor : Tensor, (n, n), float64
+    dictionary, gradient, factor : Tensor, (n, n), float64, on the CPU
         D, G and S. Column j of D is atom j.
     step : Tensor, (), int64
         t, the number of updates.
@@ -187,7 +124,6 @@ class OrthogonalDictionary(nn.Module):
         generator: torch.Generator | None = None,
         floors: tuple[float, float] = (0.0, 0.0),
         normalise: bool = True,
-        device: torch.device | None = None,
     ) -> None:
         super().__init__()
         if size < 1:
@@ -197,22 +133,19 @@ class OrthogonalDictionary(nn.Module):
         self.size = size
         self.floors = floors
         self.normalise = normalise
-        generator = generator or torch.Generator().manual_seed(0)
-        start, _ = torch.linalg.qr(
-            torch.randn(size, size, generator=generator, dtype=torch.float64)
-        )
-        self.register_buffer("dictionary", start.to(device))
+        start = random_orthogonal(size, generator or torch.Generator().manual_seed(0))
+        self.register_buffer("dictionary", torch.from_numpy(start))
         self.register_buffer("gradient", torch.zeros_like(self.dictionary))
         self.register_buffer("factor", self.dictionary.clone())
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64, device=device))
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self._room = orthogonal_room(size)
         self._atoms: tuple[Tensor, int, Tensor] | None = None
 
     def rates(self, step: int, boost: float = 1.0) -> tuple[float, float]:
         """Return rho and gamma of update `step`, counted from 0, each multiplied by `boost`, at
         most 1."""
-        rho = max(self.floors[0], 4.0 / math.sqrt(step + 1.0))
-        gamma = max(self.floors[1], 2.0 / (step + 2.0) ** 0.75)
-        return min(1.0, boost * rho), min(1.0, boost * gamma)
+        rho, gamma = rates(step, *self.floors, boost)
+        return rho, gamma
 
     def update(self, y: Tensor, boost: float = 1.0) -> None:
         """Learn from one entry (n,), or from a batch (B, n) in one update; entries of zeros have
@@ -223,18 +156,18 @@ class OrthogonalDictionary(nn.Module):
         ShapeError
             If y has another shape; then nothing changes.
         """
-        y = self._checked(y).reshape(-1, self.size)
-        if self.normalise:
-            y = y / torch.linalg.vector_norm(y, dim=1, keepdim=True).clamp_min(TINY)
-        d, g, s = self.dictionary, self.gradient, self.factor
-        rho, gamma = self.rates(int(self.step), boost)
-        c = y @ d
-        g.mul_(1.0 - rho).addmm_(y.mT, c * c.abs(), alpha=rho / len(y))
-        self.step.add_(1)
-        length = float(torch.linalg.vector_norm(g))
-        if length > 0.0:
-            s.copy_(polar_factor(torch.add(g, d, alpha=ANCHOR * length / math.sqrt(self.size)), s))
-            d.lerp_(s, gamma)
+        entries = self._checked(y)
+        self._run(entries, *self.rates(int(self.step), boost))
+        self._atoms = None
+
+    def _run(self, entries: Array, rho: float, gamma: float) -> Array:
+        """Run the kernel, and return its atoms, (n, n)."""
+        buffers = (self.dictionary, self.gradient, self.factor, self.step)
+        d, g, factor, step = (buffer.numpy()[None] for buffer in buffers)
+        state = OrthogonalState(d, g, factor, step, atoms=np.zeros_like(d))
+        _LEARN.call(state, entries, rho, gamma, self.normalise, self._room)
+        found: Array = state.atoms[0]
+        return found
 
     @property
     def atoms(self) -> Tensor:
@@ -242,21 +175,26 @@ class OrthogonalDictionary(nn.Module):
         decoded."""
         d = self.dictionary
         if self._atoms is None or self._atoms[0] is not d or self._atoms[1] != d._version:
-            # Computed from D alone, not from earlier results, so a restored dictionary has the
-            # same bits.
-            self._atoms = d, d._version, polar_factor(d, d)
+            found = self._run(np.zeros((0, self.size)), 0.0, 0.0)
+            self._atoms = d, d._version, torch.from_numpy(found)
         return self._atoms[2]
 
     def encode(self, y: Tensor, threshold: float | Tensor = 0.0) -> Tensor:
         """Return the coefficients of y, (n,) or (B, n); coefficients whose absolute value is below
         `threshold` become zero."""
-        c = self._checked(y) @ self.atoms
-        return torch.where(c.abs() >= threshold, c, 0.0).to(y.dtype)
+        entries = self._checked(y)
+        codes = np.empty_like(entries)
+        _ENCODE.call(self.atoms.numpy(), entries, 0.0, codes)
+        c = torch.from_numpy(codes).view(y.shape)
+        return torch.where(c.abs() >= threshold, c, 0.0).to(y)
 
     def decode(self, c: Tensor) -> Tensor:
         """Return the entry, (n,) or (B, n), that has these coefficients; ``decode(encode(y))`` is
         y."""
-        return (self._checked(c) @ self.atoms.mT).to(c.dtype)
+        codes = self._checked(c)
+        entries = np.empty_like(codes)
+        _DECODE.call(self.atoms.numpy(), codes, entries)
+        return torch.from_numpy(entries).view(c.shape).to(c)
 
     def error(self, y: Tensor, least: float = 0.0) -> Tensor:
         """Return the distance of y, (n,) or (B, n), from its sparse code, divided by the length of
@@ -273,18 +211,16 @@ class OrthogonalDictionary(nn.Module):
             A shorter entry is divided by this length instead of its own, so that an entry of
             almost zero is not judged by its noise.
         """
-        c = self._checked(y) @ self.atoms
-        length = torch.linalg.vector_norm(c, dim=-1)
-        # Slightly less than the root mean square: if all coefficients are equal, all are kept.
-        small = torch.where(
-            c.abs() < (length * ((1.0 - 1e-9) / math.sqrt(self.size))).unsqueeze(-1), c, 0.0
-        )
-        rest = torch.linalg.vector_norm(small, dim=-1)
-        return torch.where(length > 0.0, rest / length.clamp_min(least), 0.0).to(y.dtype)
+        entries = self._checked(y)
+        errors = np.empty(len(entries))
+        _SCORE.call(self.atoms.numpy(), entries, float(least), self._room.code, errors)
+        return torch.from_numpy(errors).view(y.shape[:-1]).to(y)
 
-    def _checked(self, y: Tensor) -> Tensor:
+    def _checked(self, y: Tensor) -> Array:
+        """Return entries as an array, (B, n)."""
         if y.ndim not in (1, 2) or y.shape[-1] != self.size or y.numel() == 0:
             raise ShapeError(
                 f"entries must be ({self.size},) or (B, {self.size}), got {tuple(y.shape)}"
             )
-        return y.detach().double()
+        entries: Array = np.ascontiguousarray(y.detach().cpu().double().numpy())
+        return entries.reshape(-1, self.size)
