@@ -1,4 +1,7 @@
-"""River's drift detectors by name: their input (numbers or errors), and their confidence level."""
+"""River's drift detectors by name: their input (numbers or errors), and their confidence level.
+
+`streamadapt.drift.compiled` has two of them as functions.
+"""
 
 from __future__ import annotations
 

@@ -232,7 +232,8 @@ class DriftMonitor(ShowsArguments):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         saved, sizes = state["detectors"], state.get("sizes", ())  # absent in older states
-        fired = [int(i) for i in state["fired_channels"]]
+        channels = max(len(saved), len(sizes))
+        fired = [int(i) for i in state["fired_channels"] if 0 <= i < channels]
         self._detectors = None
         if saved:
             params = (
@@ -240,7 +241,7 @@ class DriftMonitor(ShowsArguments):
             )
             self._detectors = make_detectors(self.detector, params, len(saved))
             self._detectors.load_state_dict(saved)
-        s = self._watch = empty_watch(1, max([len(saved), len(sizes), *(i + 1 for i in fired)]))
+        s = self._watch = empty_watch(1, channels)
         s.refused[0], s.quiet[0] = state["refused"], state["quiet"]
         for i, (count, size) in enumerate(sizes):
             s.counts[0, i], s.sizes[0, i] = count, size
