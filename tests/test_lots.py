@@ -1,5 +1,5 @@
-"""What is predicted does not depend on how items are grouped, nor on whether they are taken in lots
-or alone."""
+"""Predictions do not depend on how items are grouped, nor on whether they are taken in lots or
+alone."""
 
 from __future__ import annotations
 
@@ -136,9 +136,7 @@ def own_base(**more: Any) -> Pipeline:
 
 def budgeted(**more: Any) -> Pipeline:
     budget = LabelBudget(0.3)
-    return Pipeline(
-        Supervised(window=2), linear(), [Bias(0.1)], budget=budget, **more
-    )
+    return Pipeline(Supervised(window=2), linear(), [Bias(0.1)], budget=budget, **more)
 
 
 def forecast(**more: Any) -> Pipeline:

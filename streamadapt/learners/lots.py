@@ -185,9 +185,9 @@ def loop(
             elif kind == FORGET:
                 forget(c, p, s, key, w, lot.weights[n])
             else:
-                if kind == PREDICT or kind == ENTRY:
+                if kind in (PREDICT, ENTRY):
                     predict(c, p, s, key, w, x, lot.outputs[n, first:last])
-                if kind == ADAPT or kind == ENTRY:
+                if kind in (ADAPT, ENTRY):
                     adapt(c, p, s, key, w, x)
 
     return Kernel(run, predict.__module__.removeprefix("streamadapt.learners."))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any, Final, NamedTuple
 
@@ -155,7 +156,7 @@ def is_finite_mixture(own: Any, shares: Any) -> Any:
         if not all_finite(own[k]):
             return False
     for k in range(shares.shape[0]):
-        if not (abs(shares[k]) < np.inf):
+        if not math.isfinite(shares[k]):
             return False
     return True
 

@@ -2,8 +2,8 @@
 
 An item is plain if nothing about it has to be decided alone: its time is in order, none of its
 values may be an outlier, its label is whole, and the base has an answer to it. A lot ends before
-the first item that is not plain; the pipeline takes that one alone. What is predicted never depends
-on where a lot ends.
+the first item that is not plain; the pipeline takes that one alone. Predictions never depend on
+where a lot ends.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class Run:
         for i, learner in enumerate(self.pipeline.learners):
             self._take(i, 0, first)
             lot = self.room.lot if learner.matures == "rows" else self.room.path
-            learned = int((lot.kinds[: self.stop] == LEARN).sum())
+            learned = int((lot.kinds[: self.stop] == LEARN).sum()) if learner.needs_labels else 0
             for name in learner.names if learned else ():
                 stats.updates[name]["ok"] += learned
             first += len(learner.names)
