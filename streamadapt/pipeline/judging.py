@@ -119,8 +119,8 @@ def stand_in(s: Any, key: int, experts: Any) -> Any:
 
 
 @compiled
-def score(loss: Any, w: Any, experts: Any, served: Any, target: Any, mask: Any, weight: float,
-          sums: Any, counts: Any) -> Any:  # fmt: skip
+def score(loss: Any, w: Any, experts: Any, served: Any, target: Any, mask: Any,  # noqa: PLR0913
+          weight: float, sums: Any, counts: Any) -> Any:  # fmt: skip
     """Add the losses of one arrival to the sums; write each expert's mean to `w.means`.
 
     A cell in which a loss overflows is in no sum.

@@ -152,13 +152,12 @@ def write_scale(c: Any, error: Any, out: Any) -> None:
 @compiled
 def is_finite_mixture(own: Any, shares: Any) -> Any:
     """Return whether all that the guard wrote is finite."""
+    fine = True
     for k in range(own.shape[0]):
-        if not all_finite(own[k]):
-            return False
+        fine = fine and all_finite(own[k])
     for k in range(shares.shape[0]):
-        if not math.isfinite(shares[k]):
-            return False
-    return True
+        fine = fine and math.isfinite(shares[k])
+    return fine
 
 
 @cache
