@@ -1,0 +1,231 @@
+"""One gradient step of ADCSD.
+
+With G the gradient of the loss by the correction of a cell, branch by branch::
+
+    e = G lambda
+    d lambda = sum G g,   d bias_out = sum e,   d weight_out_j = sum e gelu(u_j)
+    d beta_j = e weight_out_j gelu'(u_j),   d gamma_j = d beta_j z_j,   a_j = d beta_j gamma_j
+
+``a`` is the gradient by z. LayerNorm takes out its means, over what it normalises together::
+
+    d h_j = r (a_j - mean(a) - z_j mean(a z)),   d bias_in_j = sum d h_j,   d weight_in_j = sum s d h_j
+
+With ``z_j = along slope_j + across offset_j`` and ``across = r``, these need of each cell only what
+`Sums` has.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from streamadapt.compiled import compiled
+from streamadapt.learners.adcsd.forward import places, prepare
+from streamadapt.learners.adcsd.moves import move, pace_of
+from streamadapt.learners.adcsd.rows import ONE, ZERO, add, clear, dot, gelu, line, mean
+
+__all__ = ["learn"]
+
+
+@compiled
+def clear_gradient(d: Any, sums: Any, squares: Any) -> None:
+    """Begin sums over the cells."""
+    for b in range(d.gate.shape[0]):
+        clear(d.norm_weight[b, 0])
+        clear(d.norm_bias[b, 0])
+        clear(d.weight_out[b, 0])
+        clear(d.bias_out[b, 0])
+        clear(d.gate[b, 0])
+        clear(sums.across[b])
+        clear(sums.along[b])
+        clear(sums.rest[b])
+    clear(squares)
+
+
+@compiled
+def slope_of_loss(p: Any, known: bool, error: float, scale: float, count: int) -> Any:
+    """Return the derivative of the mean loss of `count` cells by the correction of one; the loss
+    is in original units, the correction in scaled ones."""
+    slope = 0.0
+    if known and p.huber:
+        slope = min(max(error / scale, -1.0), 1.0)
+    elif known:
+        slope = 1.0 if error > 0.0 else (-1.0 if error < 0.0 else 0.0)
+    return np.float32(slope * scale / count)
+
+
+@compiled
+def forward(gamma: Any, beta: Any, out: Any, z: Any, active: Any, steep: Any,
+            product: Any) -> Any:  # fmt: skip
+    """Return ``out . gelu(gamma z + beta)`` of a cell and branch, and keep what its derivatives
+    need."""
+    for j in range(z.shape[0]):
+        active[j], steep[j] = gelu(gamma[j] * z[j] + beta[j])
+    return dot(out, active, product)
+
+
+@compiled
+def pull_out(e: Any, out: Any, active: Any, steep: Any, d_out: Any, d_beta: Any) -> None:
+    """Through Linear and GELU: ``d out_j += e gelu(u_j)``, ``d beta_j = e out_j gelu'(u_j)``."""
+    for j in range(out.shape[0]):
+        d_out[j] += e * active[j]
+        d_beta[j] = e * out[j] * steep[j]
+
+
+@compiled
+def pull_affine(d_beta: Any, z: Any, d_gamma: Any, squares: Any) -> None:
+    """``d gamma_j = d beta_j z_j``, and the squares of both."""
+    for j in range(z.shape[0]):
+        d = d_beta[j] * z[j]
+        d_gamma[j] = d
+        squares[j] += d_beta[j] * d_beta[j] + d * d
+
+
+@compiled
+def pull_norm(along: Any, across: Any, d_beta: Any, gamma: Any, sum_along: Any,
+              sum_across: Any) -> None:  # fmt: skip
+    """Add ``a_j = d beta_j gamma_j`` to the sums over the cells."""
+    for j in range(gamma.shape[0]):
+        a = d_beta[j] * gamma[j]
+        sum_along[j] += along * a
+        sum_across[j] += across * a
+
+
+@compiled
+def add_means(along: Any, across: Any, d_beta: Any, d_gamma: Any, gamma: Any, product: Any,
+              rest: Any) -> None:  # fmt: skip
+    """Add what LayerNorm takes out of a cell that it normalises by itself."""
+    r, rs = np.float64(across), np.float64(along)
+    a = np.float64(dot(gamma, d_beta, product)) / gamma.shape[0]
+    az = np.float64(dot(gamma, d_gamma, product)) / gamma.shape[0]
+    rest[0] += r * a
+    rest[1] += rs * a
+    rest[2] += r * r * az
+    rest[3] += r * rs * az
+    rest[4] += rs * rs * az
+
+
+@compiled
+def means_over_all(w: Any, b: int) -> None:
+    """Write what LayerNorm takes out of all cells together; the sum of `along` is 0."""
+    sums, cells, hidden = w.sums, w.along.shape[1], w.slope.shape[1]
+    a, az, square = 0.0, 0.0, 0.0
+    for j in range(hidden):
+        a += sums.across[b, j]
+        az += np.float64(w.slope[b, j]) * sums.along[b, j]
+        az += np.float64(w.offset[b, j]) * sums.across[b, j]
+    for i in range(cells):
+        square += np.float64(w.along[b, i]) * w.along[b, i]
+    az /= cells * hidden
+    across = np.float64(w.across[b, 0])
+    sums.rest[b, 0] = a / hidden
+    sums.rest[b, 2] = cells * across * across * az
+    sums.rest[b, 4] = square * az
+
+
+@compiled
+def pull_through_norm(p: Any, w: Any, b: int) -> None:
+    """Write the gradient of the first linear layer."""
+    if not p.share_norm:
+        means_over_all(w, b)
+    sums, rest, d = w.sums, w.sums.rest[b], w.gradient
+    for j in range(w.slope.shape[1]):
+        slope, offset = np.float64(w.slope[b, j]), np.float64(w.offset[b, j])
+        across = sums.across[b, j] - rest[0] - (rest[3] * slope + rest[2] * offset)
+        along = sums.along[b, j] - rest[1] - (rest[4] * slope + rest[3] * offset)
+        d.bias_in[b, 0, j] = np.float32(across)
+        d.weight_in[b, 0, j] = np.float32(along + w.middle[b] * across)
+
+
+@compiled
+def walk(p: Any, pace: Any, weights: Any, gradient: Any, squares: Any) -> None:
+    """Make a step in a row of each branch, and add the squares of its gradient."""
+    for b in range(gradient.shape[0]):
+        for j in range(gradient.shape[2]):
+            squares[j] += gradient[b, 0, j] * gradient[b, 0, j]
+        move(p, pace, weights, b, 0, gradient[b, 0])
+
+
+@compiled
+def walk_rest(p: Any, pace: Any, v: Any, key: int, d: Any, squares: Any) -> None:
+    """Make the steps that wait for the sums over the cells."""
+    walk(p, pace, v.weight_in[key], d.weight_in, squares)
+    walk(p, pace, v.bias_in[key], d.bias_in, squares)
+    walk(p, pace, v.weight_out[key], d.weight_out, squares)
+    walk(p, pace, v.bias_out[key], d.bias_out, squares)
+    walk(p, pace, v.gate[key], d.gate, squares)
+    if p.share_norm:
+        walk(p, pace, v.norm_weight[key], d.norm_weight, squares)
+        walk(p, pace, v.norm_bias[key], d.norm_bias, squares)
+        walk(p, pace, v.shift[key], d.shift, squares)
+
+
+@compiled
+def sweep(c: Any, p: Any, pace: Any, v: Any, key: int, w: Any, x: Any, y: Any, count: int) -> None:
+    """Go over the cells: correction, loss, and what both branches add to the gradient.
+
+    A row of the affine that is the cell's own makes its step at once.
+    """
+    d, sums, branches, (rows, columns) = w.gradient, w.sums, w.branches.shape[0], x.base.shape
+    for t in range(rows):
+        for n in range(columns):
+            i, row, gate = places(p, columns, t, n)
+            correction = v.shift[key, 0, 0, 0, i] if p.share_norm else ZERO
+            for b in range(branches):
+                line(w.along[b, i], w.slope[b], w.across[b, i], w.offset[b], w.z[b])
+                w.branches[b] = v.bias_out[key, 0, b, 0, 0] + forward(
+                    v.norm_weight[key, 0, b, row], v.norm_bias[key, 0, b, row],
+                    v.weight_out[key, 0, b, 0], w.z[b], w.active[b], w.steep[b], w.product,
+                )  # fmt: skip
+                correction += v.gate[key, 0, b, 0, gate] * w.branches[b]
+            said = x.base[t, n] + np.float64(correction) * c.output_scale[n]
+            g = slope_of_loss(p, y.known[t, n], said - y.target[t, n], c.output_scale[n], count)
+            for b in range(branches):
+                e = g * v.gate[key, 0, b, 0, gate]
+                d.gate[b, 0, gate] += g * w.branches[b]
+                d.bias_out[b, 0, 0] += e
+                pull_out(
+                    e, v.weight_out[key, 0, b, 0], w.active[b], w.steep[b], d.weight_out[b, 0],
+                    w.by_beta,
+                )  # fmt: skip
+                gamma = v.norm_weight[key, 0, b, row]
+                pull_norm(
+                    w.along[b, i], w.across[b, i], w.by_beta, gamma, sums.along[b], sums.across[b]
+                )
+                if p.share_norm:
+                    pull_affine(w.by_beta, w.z[b], w.by_gamma, w.unused)
+                    add_means(
+                        w.along[b, i], w.across[b, i], w.by_beta, w.by_gamma, gamma, w.product,
+                        sums.rest[b],
+                    )  # fmt: skip
+                    add(ONE, w.by_gamma, d.norm_weight[b, 0])
+                    add(ONE, w.by_beta, d.norm_bias[b, 0])
+                else:
+                    pull_affine(w.by_beta, w.z[b], w.by_gamma, w.squares)
+                    move(p, pace, v.norm_weight[key], b, row, w.by_gamma)
+                    move(p, pace, v.norm_bias[key], b, row, w.by_beta)
+            if p.share_norm:
+                d.shift[0, 0, i] = g
+
+
+@compiled
+def learn(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, y: Any) -> None:
+    """Make one step on one matured forecast."""
+    count = 0
+    for t in range(y.known.shape[0]):
+        for n in range(y.known.shape[1]):
+            count += y.known[t, n]
+    if count == 0 or y.weight == 0.0:
+        return
+    v = s.weights
+    s.steps[key] += 1
+    pace = pace_of(p.rate * y.boost * y.weight, s.steps[key])
+    prepare(c, p, v, key, w, x)
+    clear_gradient(w.gradient, w.sums, w.squares)
+    sweep(c, p, pace, v, key, w, x, y, count)
+    for b in range(w.branches.shape[0]):
+        pull_through_norm(p, w, b)
+    walk_rest(p, pace, v, key, w.gradient, w.squares)
+    s.norm[key] = math.sqrt(mean(w.squares) * w.squares.shape[0])
