@@ -12,6 +12,7 @@ from streamadapt.records import Array
 
 __all__ = [
     "HIDDEN",
+    "NO_STEP",
     "ADCSDRoom",
     "ADCSDSettings",
     "ADCSDState",
@@ -24,6 +25,10 @@ __all__ = [
 HIDDEN: Final = 128
 BRANCHES: Final = 2
 """Seasonal part, trend."""
+
+
+NO_STEP: Final = -1.0
+"""In the place of a gradient's norm before the first step."""
 
 
 class ADCSDSettings(NamedTuple):
@@ -77,7 +82,7 @@ class ADCSDState(NamedTuple):
     steps : (), int64
         How many steps were made.
     norm : (), float64
-        The norm of the gradient of the newest step, -1 before; no checkpoint has it.
+        The norm of the gradient of the newest step, or `NO_STEP`; no checkpoint has it.
     """
 
     weights: Any
@@ -116,7 +121,7 @@ class ADCSDRoom(NamedTuple):
         Of one cell: z, gelu(gamma z + beta), and the derivative of gelu there.
     branches : (2,)
         Of one cell: what the two branches say.
-    by_beta, by_gamma : (H,)
+    d_beta, d_gamma : (H,)
         Of one cell and branch: derivatives of the loss.
     product : (H,)
         Of a sum of products.
@@ -137,8 +142,8 @@ class ADCSDRoom(NamedTuple):
     active: Array
     steep: Array
     branches: Array
-    by_beta: Array
-    by_gamma: Array
+    d_beta: Array
+    d_gamma: Array
     unused: Array
     product: Array
     squares: Array
@@ -210,8 +215,8 @@ def room_for(spec: Spec, *, share_norm: bool) -> ADCSDRoom:
         active=rows(BRANCHES),
         steep=rows(BRANCHES),
         branches=np.zeros(BRANCHES, np.float32),
-        by_beta=rows(),
-        by_gamma=rows(),
+        d_beta=rows(),
+        d_gamma=rows(),
         unused=rows(),
         product=rows(),
         squares=np.zeros(max(HIDDEN, cells), np.float32),

@@ -1,17 +1,18 @@
 """One gradient step of ADCSD.
 
-With G the gradient of the loss by the correction of a cell, branch by branch::
+With g the derivative of the loss by the correction of a cell, G what a branch says of it and u the
+input of its GELU, branch by branch::
 
-    e = G lambda
-    d lambda = sum G g,   d bias_out = sum e,   d weight_out_j = sum e gelu(u_j)
+    e = g lambda,   d lambda = sum g G,   d bias_out = sum e,   d weight_out_j = sum e gelu(u_j)
     d beta_j = e weight_out_j gelu'(u_j),   d gamma_j = d beta_j z_j,   a_j = d beta_j gamma_j
 
-``a`` is the gradient by z. LayerNorm takes out its means, over what it normalises together::
+a is the derivative by z. LayerNorm takes out means, over what it normalises together::
 
-    d h_j = r (a_j - mean(a) - z_j mean(a z)),   d bias_in_j = sum d h_j,   d weight_in_j = sum s d h_j
+    d h_j = r (a_j - mean(a) - z_j mean(a z))
+    d bias_in_j = sum d h_j,   d weight_in_j = sum s d h_j
 
-With ``z_j = along slope_j + across offset_j`` and ``across = r``, these need of each cell only what
-`Sums` has.
+With ``z_j = along slope_j + across offset_j`` and ``across = r``, `Sums` is all that these need of
+the cells.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from streamadapt.compiled import compiled
+from streamadapt.learners.adcsd.arrays import HIDDEN
 from streamadapt.learners.adcsd.forward import places, prepare
 from streamadapt.learners.adcsd.moves import move, pace_of
 from streamadapt.learners.adcsd.rows import ONE, ZERO, add, clear, dot, gelu, line, mean
@@ -94,12 +96,9 @@ def pull_norm(along: Any, across: Any, d_beta: Any, gamma: Any, sum_along: Any,
 
 
 @compiled
-def add_means(along: Any, across: Any, d_beta: Any, d_gamma: Any, gamma: Any, product: Any,
-              rest: Any) -> None:  # fmt: skip
-    """Add what LayerNorm takes out of a cell that it normalises by itself."""
-    r, rs = np.float64(across), np.float64(along)
-    a = np.float64(dot(gamma, d_beta, product)) / gamma.shape[0]
-    az = np.float64(dot(gamma, d_gamma, product)) / gamma.shape[0]
+def add_means(r: float, rs: float, a: float, az: float, rest: Any) -> None:
+    """Add what LayerNorm takes out of a cell that it normalises by itself: from the means of
+    a and a z, in float64."""
     rest[0] += r * a
     rest[1] += rs * a
     rest[2] += r * r * az
@@ -113,7 +112,7 @@ def means_over_all(w: Any, b: int) -> None:
     sums, cells, hidden = w.sums, w.along.shape[1], w.slope.shape[1]
     a, az, square = 0.0, 0.0, 0.0
     for j in range(hidden):
-        a += sums.across[b, j]
+        a += np.float64(sums.across[b, j])
         az += np.float64(w.slope[b, j]) * sums.along[b, j]
         az += np.float64(w.offset[b, j]) * sums.across[b, j]
     for i in range(cells):
@@ -163,69 +162,70 @@ def walk_rest(p: Any, pace: Any, v: Any, key: int, d: Any, squares: Any) -> None
 
 
 @compiled
-def sweep(c: Any, p: Any, pace: Any, v: Any, key: int, w: Any, x: Any, y: Any, count: int) -> None:
+def sweep(c: Any, p: Any, pace: Any, s: Any, key: int, w: Any, x: Any, y: Any) -> None:
     """Go over the cells: correction, loss, and what both branches add to the gradient.
 
     A row of the affine that is the cell's own makes its step at once.
     """
-    d, sums, branches, (rows, columns) = w.gradient, w.sums, w.branches.shape[0], x.base.shape
+    v, d, sums, (rows, columns) = s.weights, w.gradient, w.sums, x.base.shape
+    gammas, betas = v.norm_weight[key], v.norm_bias[key]
+    outs, gates = v.weight_out[key, 0], v.gate[key, 0]
+    squares, count = (w.unused if p.share_norm else w.squares), count_known(y.known)
     for t in range(rows):
         for n in range(columns):
             i, row, gate = places(p, columns, t, n)
             correction = v.shift[key, 0, 0, 0, i] if p.share_norm else ZERO
-            for b in range(branches):
+            for b in range(w.branches.shape[0]):
                 line(w.along[b, i], w.slope[b], w.across[b, i], w.offset[b], w.z[b])
                 w.branches[b] = v.bias_out[key, 0, b, 0, 0] + forward(
-                    v.norm_weight[key, 0, b, row], v.norm_bias[key, 0, b, row],
-                    v.weight_out[key, 0, b, 0], w.z[b], w.active[b], w.steep[b], w.product,
+                    gammas[0, b, row], betas[0, b, row], outs[b, 0], w.z[b], w.active[b],
+                    w.steep[b], w.product,
                 )  # fmt: skip
-                correction += v.gate[key, 0, b, 0, gate] * w.branches[b]
+                correction += gates[b, 0, gate] * w.branches[b]
             said = x.base[t, n] + np.float64(correction) * c.output_scale[n]
             g = slope_of_loss(p, y.known[t, n], said - y.target[t, n], c.output_scale[n], count)
-            for b in range(branches):
-                e = g * v.gate[key, 0, b, 0, gate]
+            for b in range(w.branches.shape[0]):
+                along, across, gamma, z = w.along[b, i], w.across[b, i], gammas[0, b, row], w.z[b]
+                e = g * gates[b, 0, gate]
                 d.gate[b, 0, gate] += g * w.branches[b]
                 d.bias_out[b, 0, 0] += e
-                pull_out(
-                    e, v.weight_out[key, 0, b, 0], w.active[b], w.steep[b], d.weight_out[b, 0],
-                    w.by_beta,
-                )  # fmt: skip
-                gamma = v.norm_weight[key, 0, b, row]
-                pull_norm(
-                    w.along[b, i], w.across[b, i], w.by_beta, gamma, sums.along[b], sums.across[b]
-                )
+                pull_out(e, outs[b, 0], w.active[b], w.steep[b], d.weight_out[b, 0], w.d_beta)
+                pull_norm(along, across, w.d_beta, gamma, sums.along[b], sums.across[b])
+                pull_affine(w.d_beta, z, w.d_gamma, squares)
                 if p.share_norm:
-                    pull_affine(w.by_beta, w.z[b], w.by_gamma, w.unused)
-                    add_means(
-                        w.along[b, i], w.across[b, i], w.by_beta, w.by_gamma, gamma, w.product,
-                        sums.rest[b],
-                    )  # fmt: skip
-                    add(ONE, w.by_gamma, d.norm_weight[b, 0])
-                    add(ONE, w.by_beta, d.norm_bias[b, 0])
+                    a = np.float64(dot(gamma, w.d_beta, w.product)) / HIDDEN
+                    az = np.float64(dot(gamma, w.d_gamma, w.product)) / HIDDEN
+                    add_means(np.float64(across), np.float64(along), a, az, sums.rest[b])
+                    add(ONE, w.d_gamma, d.norm_weight[b, 0])
+                    add(ONE, w.d_beta, d.norm_bias[b, 0])
                 else:
-                    pull_affine(w.by_beta, w.z[b], w.by_gamma, w.squares)
-                    move(p, pace, v.norm_weight[key], b, row, w.by_gamma)
-                    move(p, pace, v.norm_bias[key], b, row, w.by_beta)
+                    move(p, pace, gammas, b, row, w.d_gamma)
+                    move(p, pace, betas, b, row, w.d_beta)
             if p.share_norm:
                 d.shift[0, 0, i] = g
 
 
 @compiled
+def count_known(known: Any) -> int:
+    """Return how many targets are known."""
+    count = 0
+    for t in range(known.shape[0]):
+        for n in range(known.shape[1]):
+            count += 1 if known[t, n] else 0
+    return count
+
+
+@compiled
 def learn(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, y: Any) -> None:
     """Make one step on one matured forecast."""
-    count = 0
-    for t in range(y.known.shape[0]):
-        for n in range(y.known.shape[1]):
-            count += y.known[t, n]
-    if count == 0 or y.weight == 0.0:
+    if count_known(y.known) == 0 or y.weight == 0.0:
         return
-    v = s.weights
     s.steps[key] += 1
     pace = pace_of(p.rate * y.boost * y.weight, s.steps[key])
-    prepare(c, p, v, key, w, x)
+    prepare(c, p, s.weights, key, w, x)
     clear_gradient(w.gradient, w.sums, w.squares)
-    sweep(c, p, pace, v, key, w, x, y, count)
+    sweep(c, p, pace, s, key, w, x, y)
     for b in range(w.branches.shape[0]):
         pull_through_norm(p, w, b)
-    walk_rest(p, pace, v, key, w.gradient, w.squares)
+    walk_rest(p, pace, s.weights, key, w.gradient, w.squares)
     s.norm[key] = math.sqrt(mean(w.squares) * w.squares.shape[0])

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, ClassVar, Final, Literal
+from typing import ClassVar, Final, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from streamadapt.errors import ConfigError
+from streamadapt.learners.adcsd import torch_form
 from streamadapt.learners.adcsd.arrays import (
     HIDDEN,
+    NO_STEP,
     ADCSDRoom,
     ADCSDSettings,
     ADCSDState,
@@ -22,7 +25,7 @@ from streamadapt.learners.adcsd.arrays import (
 from streamadapt.learners.adcsd.backward import learn
 from streamadapt.learners.adcsd.forward import predict
 from streamadapt.learners.base import Maturity, require_shape
-from streamadapt.learners.compiled import CompiledLearner, Steps
+from streamadapt.learners.compiled import CompiledLearner, Steps, with_a_key
 from streamadapt.learners.optimizer import OPTIMISERS, OptimiserName
 from streamadapt.models.contract import BaseOutput, Spec, TaskKind
 from streamadapt.records import Array
@@ -127,58 +130,94 @@ class ADCSD(CompiledLearner):
         """Draw the linear layers; the correction is zero."""
         moments = len(MOMENTS[self.optimiser_name])
         weights = drawn(spec, moments, share_norm=self.share_norm)
-        return ADCSDState(weights, np.array(0, np.int64), np.array(-1.0))
+        return ADCSDState(weights, np.array(0, np.int64), np.array(NO_STEP))
 
     def room(self, spec: Spec) -> ADCSDRoom:
         """Return room for a step."""
         return room_for(spec, share_norm=self.share_norm)
 
+    @property
+    def in_torch(self) -> bool:
+        """Whether it runs on another device than the CPU."""
+        return self.spec.device.type != "cpu"
+
+    def allocate(self, spec: Spec) -> None:
+        """Allocate the state, on the spec's device."""
+        if self.in_torch:
+            torch_form.allocate(self, self._shaped(with_a_key(self.start(spec)).weights, 0))
+        else:
+            super().allocate(spec)
+
     def named_arrays(self) -> Iterator[tuple[str, Array]]:
         """Yield the weights, and the optimiser's moments and its count of steps."""
-        optimiser, steps = self.optimiser_name, self.state.steps
-        yield from self._shaped(0)
+        if self.in_torch:
+            return
+        optimiser, weights, steps = self.optimiser_name, self.state.weights, self.state.steps
+        yield from self._shaped(weights, 0)
         for slot, name in enumerate(MOMENTS[optimiser], 1):
-            for i, (_, array) in enumerate(self._shaped(slot)):
+            for i, (_, array) in enumerate(self._shaped(weights, slot)):
                 yield f"optimiser.{name}_{i}", array
         if optimiser == "adam":  # which counts the steps of each tensor
-            for i, _ in enumerate(self._shaped(0)):
+            for i, _ in enumerate(self._shaped(weights, 0)):
                 yield f"optimiser.step_{i}", steps
         elif optimiser == "adabelief":
             yield "optimiser.steps", steps
 
-    def _shaped(self, slot: int) -> Iterator[tuple[str, Array]]:
+    def _shaped(self, weights: Weights, slot: int) -> Iterator[tuple[str, Array]]:
         """Yield the weights, or a moment of each, with the names and shapes that checkpoints
         have."""
         rows, columns = self.spec.rows, self.spec.columns
         affine = (2, 1, 1, HIDDEN) if self.share_norm else (2, rows, columns, HIDDEN)
-        shapes = Weights(
-            weight_in=(2, 1, 1, HIDDEN),
-            bias_in=(2, 1, 1, HIDDEN),
-            norm_weight=affine,
-            norm_bias=affine,
-            weight_out=(2, 1, HIDDEN, 1),
-            bias_out=(2, 1, 1, 1),
-            gate=(2, rows if self.share_norm else 1, columns),
-            shift=(rows, columns),
-        )
-        for name, array, shape in zip(Weights._fields, self.state.weights, shapes, strict=True):
+        shapes = {
+            "weight_in": (2, 1, 1, HIDDEN),
+            "bias_in": (2, 1, 1, HIDDEN),
+            "norm_weight": affine,
+            "norm_bias": affine,
+            "weight_out": (2, 1, HIDDEN, 1),
+            "bias_out": (2, 1, 1, 1),
+            "gate": (2, rows if self.share_norm else 1, columns),
+            "shift": (rows, columns),
+        }
+        for name, array in zip(Weights._fields, weights, strict=True):
             if array.size > 0:
-                yield name, array[:, slot].reshape(len(array), *shape)
+                yield name, array[:, slot].reshape(len(array), *shapes[name])
+
+    def predict(self, inputs: Tensor, base: BaseOutput) -> Tensor:
+        """Return the corrected forecast."""
+        require_shape("base.output", base.output, (self.spec.rows, self.spec.columns))
+        if self.in_torch:
+            with torch.no_grad():
+                return torch_form.correct(self, base.output)
+        return super().predict(inputs, base)
 
     def learn(self, inputs: Tensor, base: BaseOutput, target: Tensor, mask: Tensor) -> None:
         """Make one step on one matured forecast."""
+        if self.in_torch:
+            require_shape("target", target, (self.spec.rows, self.spec.columns))
+            torch_form.learn(self, base.output, target, mask)
+            return
         before = int(self.state.steps[0])
         super().learn(inputs, base, target, mask)
         self._stepped = int(self.state.steps[0]) > before
 
+    def adapt(self, inputs: Tensor, base: BaseOutput) -> None:
+        """Take nothing in: only labels teach it."""
+
+    def forget(self, keep: float) -> None:
+        """Keep everything."""
+
     @property
     def gradient_norm(self) -> float | None:
         """The norm of the newest gradient; None before the first step."""
+        if self.in_torch:
+            return super().gradient_norm
         norm = float(self.state.norm[0])
-        return None if norm < 0.0 else norm
+        return None if norm == NO_STEP else norm
 
     def take_gradient_norm(self) -> float | None:
         """Return the norm of the gradient of a step made since the last call, or None."""
+        if self.in_torch:
+            return super().take_gradient_norm()
         stepped, self._stepped = self._stepped, False
         return self.gradient_norm if stepped else None
 

@@ -44,8 +44,9 @@ def mean(row: Any) -> float:
     """Return the mean, in float64."""
     total = 0.0
     for j in range(row.shape[0]):
-        total += row[j]
-    return total / row.shape[0]
+        total += np.float64(row[j])
+    result: float = total / row.shape[0]
+    return result
 
 
 @compiled
