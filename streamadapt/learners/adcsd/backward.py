@@ -47,15 +47,15 @@ def clear_gradient(d: Any, sums: Any, squares: Any) -> None:
 
 
 @compiled
-def slope_of_loss(p: Any, known: bool, error: float, scale: float, count: int) -> Any:
-    """Return the derivative of the mean loss of `count` cells by the correction of one; the loss
-    is in original units, the correction in scaled ones."""
-    slope = 0.0
-    if known and p.huber:
-        slope = min(max(error / scale, -1.0), 1.0)
-    elif known:
-        slope = 1.0 if error > 0.0 else (-1.0 if error < 0.0 else 0.0)
-    return np.float32(slope * scale / count)
+def slope_of_loss(p: Any, error: Any, scale: Any) -> Any:
+    """Return the derivative of the loss of a cell by its correction; the loss is in original
+    units, the correction in scaled ones.
+
+    The error is a float32, as targets are: a smaller one than they can tell is zero.
+    """
+    if p.huber:
+        return scale * min(max(error / scale, -ONE), ONE)
+    return scale if error > ZERO else (-scale if error < ZERO else ZERO)
 
 
 @compiled
@@ -170,7 +170,8 @@ def sweep(c: Any, p: Any, pace: Any, s: Any, key: int, w: Any, x: Any, y: Any) -
     v, d, sums, (rows, columns) = s.weights, w.gradient, w.sums, x.base.shape
     gammas, betas = v.norm_weight[key], v.norm_bias[key]
     outs, gates = v.weight_out[key, 0], v.gate[key, 0]
-    squares, count = (w.unused if p.share_norm else w.squares), count_known(y.known)
+    squares = w.unused if p.share_norm else w.squares
+    count = np.float32(count_known(y.known))
     for t in range(rows):
         for n in range(columns):
             i, row, gate = places(p, columns, t, n)
@@ -182,8 +183,11 @@ def sweep(c: Any, p: Any, pace: Any, s: Any, key: int, w: Any, x: Any, y: Any) -
                     w.steep[b], w.product,
                 )  # fmt: skip
                 correction += gates[b, 0, gate] * w.branches[b]
-            said = x.base[t, n] + np.float64(correction) * c.output_scale[n]
-            g = slope_of_loss(p, y.known[t, n], said - y.target[t, n], c.output_scale[n], count)
+            g = ZERO
+            if y.known[t, n]:
+                scale = np.float32(c.output_scale[n])
+                said = np.float32(x.base[t, n]) + correction * scale
+                g = slope_of_loss(p, said - np.float32(y.target[t, n]), scale) / count
             for b in range(w.branches.shape[0]):
                 along, across, gamma, z = w.along[b, i], w.across[b, i], gammas[0, b, row], w.z[b]
                 e = g * gates[b, 0, gate]
