@@ -11,10 +11,12 @@ from streamadapt.compiled import compiled
 __all__ = ["ONE", "ZERO", "add", "clear", "dot", "gelu", "line", "mean", "total"]
 
 ZERO: Final = np.float32(0.0)
-HALF: Final = np.float32(0.5)
 ONE: Final = np.float32(1.0)
 LEAST: Final = np.float32(-126.0)
 """The least exponent of two of a normal float32."""
+ROUNDER: Final = np.float32(1.5 * 2.0**23 + 127.0)
+"""``y + ROUNDER`` is rounded to a whole number n, and ends with the bits of ``n + 127``: shifted
+by 23 places they are those of the float32 ``2^n``."""
 HALF_IN_TWOS: Final = np.float32(-0.5 * 1.4426950408889634)
 """``exp(-x^2 / 2) = 2^(HALF_IN_TWOS x^2)``."""
 DENSITY: Final = np.float32(0.3989422804014327)
@@ -86,10 +88,11 @@ def total(row: Any) -> Any:
 def power_of_two(y: Any) -> Any:
     """Return ``2^y`` for y <= 0. (`math.exp` takes one number at a time.)"""
     y = y if y > LEAST else LEAST
-    n = np.int32(y - HALF)
-    x = y - np.float32(n)
+    rounded = y + ROUNDER
+    x = y - (rounded - ROUNDER)
     power = ONE + x * (E1 + x * (E2 + x * (E3 + x * (E4 + x * E5))))
-    return power * np.int32((n + 127) << 23).view(np.float32)
+    bits = np.float32(rounded).view(np.int32)
+    return power * np.int32(bits << 23).view(np.float32)
 
 
 @compiled
