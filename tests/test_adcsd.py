@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
-from core_helpers import base, built, spec_of
+from core_helpers import CPU, base, built, spec_of
 from torch import Tensor, nn
 
 from streamadapt.errors import ConfigError, ShapeError
 from streamadapt.learners import ADCSD
+from streamadapt.learners.optimizer import OPTIMISERS
+from streamadapt.testing.checks.cases import CASES, drive, state_bytes
 
 HIDDEN = 128
 
@@ -49,41 +52,53 @@ class Textbook(nn.Module):
         return out if self.shift is None else out + self.shift
 
 
+class InTorch(ADCSD):
+    """The form that a GPU runs."""
+
+    in_torch = True  # type: ignore[assignment]
+
+
+FORMS = pytest.mark.parametrize("form", [ADCSD, InTorch])
+
+
 def copy_weights(learner: ADCSD, book: Textbook) -> None:
+    state = learner.state_dict()
     with torch.no_grad():
         for i, branch in enumerate((book.seasonal, book.trend)):
-            branch.before.weight.copy_(learner.weight_in[i].view(HIDDEN, 1))
-            branch.before.bias.copy_(learner.bias_in[i].view(HIDDEN))
-            branch.after.weight.copy_(learner.weight_out[i].view(1, HIDDEN))
-            branch.after.bias.copy_(learner.bias_out[i].view(1))
+            branch.before.weight.copy_(state["weight_in"][i].view(HIDDEN, 1))
+            branch.before.bias.copy_(state["bias_in"][i].view(HIDDEN))
+            branch.after.weight.copy_(state["weight_out"][i].view(1, HIDDEN))
+            branch.after.bias.copy_(state["bias_out"][i].view(1))
 
 
 def pairs(learner: ADCSD, book: Textbook) -> list[tuple[str, Tensor, Tensor]]:
-    found = []
+    found, state = [], learner.state_dict()
     for i, branch in enumerate((book.seasonal, book.trend)):
-        found += [
-            ("weight_in", learner.weight_in[i], branch.before.weight),
-            ("bias_in", learner.bias_in[i], branch.before.bias),
-            ("norm_weight", learner.norm_weight[i], branch.norm.weight),
-            ("norm_bias", learner.norm_bias[i], branch.norm.bias),
-            ("weight_out", learner.weight_out[i], branch.after.weight),
-            ("bias_out", learner.bias_out[i], branch.after.bias),
-            ("gate", learner.gate[i], (book.gate_seasonal, book.gate_trend)[i]),
-        ]
-    return found + ([("shift", learner.shift, book.shift)] if book.shift is not None else [])
+        theirs = {
+            "weight_in": branch.before.weight,
+            "bias_in": branch.before.bias,
+            "norm_weight": branch.norm.weight,
+            "norm_bias": branch.norm.bias,
+            "weight_out": branch.after.weight,
+            "bias_out": branch.after.bias,
+            "gate": (book.gate_seasonal, book.gate_trend)[i],
+        }
+        found += [(name, state[name][i], tensor) for name, tensor in theirs.items()]
+    return found + ([("shift", state["shift"], book.shift)] if book.shift is not None else [])
 
 
+@FORMS
 @pytest.mark.parametrize("loss", ["mae", "huber"])
 @pytest.mark.parametrize("share_norm", [False, True])
 @pytest.mark.parametrize(("t", "n"), [(4, 3), (5, 5), (7, 1)])
 def test_equals_the_textbook_after_fifty_steps(
-    share_norm: bool, loss: Any, t: int, n: int
+    form: type[ADCSD], share_norm: bool, loss: Any, t: int, n: int
 ) -> None:
     scale = 1.0 + torch.arange(n, dtype=torch.float32)
     loc = 10.0 * scale
     spec = spec_of("forecast", 6, n, t, n, scale=scale)
     spec = type(spec)("forecast", 6, n, t, n, loc, scale, loc, scale, spec.device, 3)
-    learner = built(ADCSD(1e-3, share_norm=share_norm, loss=loss), spec)
+    learner = built(form(1e-3, share_norm=share_norm, loss=loss), spec)
     book = Textbook(t, n, share_norm=share_norm)
     copy_weights(learner, book)
     adam = torch.optim.Adam(book.parameters(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
@@ -94,7 +109,7 @@ def test_equals_the_textbook_after_fifty_steps(
         target = (y0 * 0.7 + 0.5 + 0.3 * torch.randn(t, n, generator=g)) * scale + loc
         mask = torch.rand(t, n, generator=g) > 0.2
         said = base(y0 * scale + loc)
-        mine = learner.predict(inputs, said)
+        mine = learner.predict(inputs, said).view(t, n)
         correction = book(((said.output - loc) / scale)[None, ..., None])[0, ..., 0]
         theirs = said.output + correction * scale
         if step == 0:
@@ -111,39 +126,49 @@ def test_equals_the_textbook_after_fifty_steps(
             value.backward()
             adam.step()
         learner.learn(inputs, said, target, mask)
+        if mask.any():
+            norm = torch.linalg.vector_norm(torch.cat([p.grad.ravel() for p in book.parameters()]))
+            assert learner.take_gradient_norm() == pytest.approx(float(norm), rel=1e-4)
+        assert learner.take_gradient_norm() is None
     for name, a, b in pairs(learner, book):
         # Relative to the tensor; a lone bias near zero is held to what it started from.
         size = b.detach().abs().max().clamp_min(HIDDEN**-0.5)
         worst = (a.detach().flatten() - b.detach().flatten()).abs().max() / size
         assert worst < 1e-5, f"{name} differs by {worst:.1e}"
-    assert learner.gate.abs().max() > 1e-3, "it has learned something"
+    assert learner.state_dict()["gate"].abs().max() > 1e-3, "it has learned something"
 
 
 def test_shared_norms_have_hundreds_of_times_fewer_parameters() -> None:
     spec = spec_of("forecast", 12, 207, 12, 207)
     full, shared = (
-        sum(p.numel() for p in built(ADCSD(share_norm=share), spec).parameters())
+        sum(array.size for array in built(ADCSD(share_norm=share), spec).start(spec).weights) // 3
         for share in (False, True)
     )
     assert full > 2 * 2 * 12 * 207 * HIDDEN
     assert full / shared > 100
 
 
-def test_boost_is_a_larger_step_and_no_state() -> None:
+@FORMS
+def test_boost_and_weight_make_larger_and_smaller_steps(form: type[ADCSD]) -> None:
     spec = spec_of("forecast", 3, 2, 3, 2)
-    plain, boosted = built(ADCSD(), spec), built(ADCSD(), spec)
-    boosted.boost = 5.0
+    plain, boosted, half, none = (built(form(), spec) for _ in range(4))
+    boosted.boost, half.weight, none.weight = 5.0, 0.5, 0.0
     said, target = base([[1.0, 2.0]] * 3), torch.ones(3, 2)
-    for learner in (plain, boosted):
+    before = none.snapshot()
+    for learner in (plain, boosted, half, none):
         learner.learn(torch.zeros(3, 2), said, target, target > 0)
-    torch.testing.assert_close(boosted.gate, 5.0 * plain.gate)
-    boosted.boost = 1.0
+    gates = [learner.state_dict()["gate"] for learner in (plain, boosted, half)]
+    assert gates[0].abs().max() > 0.0
+    torch.testing.assert_close(gates[1], 5.0 * gates[0])
+    torch.testing.assert_close(gates[2], 0.5 * gates[0])
+    assert state_bytes(none.snapshot()) == state_bytes(before), "a weight of 0 teaches nothing"
     assert boosted.state_dict().keys() == plain.state_dict().keys()
 
 
-def test_nothing_known_is_no_step() -> None:
+@FORMS
+def test_nothing_known_is_no_step(form: type[ADCSD]) -> None:
     spec = spec_of("forecast", 3, 2, 3, 2)
-    learner = built(ADCSD(), spec)
+    learner = built(form(), spec)
     before = learner.snapshot()
     nothing = torch.zeros(3, 2, dtype=torch.bool)
     learner.learn(
@@ -151,6 +176,48 @@ def test_nothing_known_is_no_step() -> None:
     )
     after = learner.snapshot()
     assert all(torch.equal(before[k], after[k]) for k in before), "not even Adam's moments decay"
+    assert learner.take_gradient_norm() is None
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+@pytest.mark.parametrize("share_norm", [False, True])
+@pytest.mark.parametrize("loss", ["mae", "huber"])
+def test_both_forms_are_one_learner(share_norm: bool, optimiser: Any, loss: Any) -> None:
+    """They predict the same over a stream, and each goes on from the other's checkpoint."""
+    spec = CASES[0].spec(CPU)
+    forms = [
+        built(form(1e-3, share_norm=share_norm, optimiser=optimiser, loss=loss), spec)
+        for form in (ADCSD, InTorch)
+    ]
+    for steps in (CASES[0].steps(100, "path", CPU), CASES[0].steps(100, "path", CPU, seed=5)):
+        states = [learner.state_dict() for learner in forms]
+        assert states[0].keys() == states[1].keys()
+        assert all(states[0][k].shape == states[1][k].shape for k in states[0])
+        said = [torch.stack(drive(learner, steps)).squeeze(1) for learner in forms]
+        torch.testing.assert_close(said[0], said[1], rtol=1e-5, atol=1e-5)
+        states = [learner.snapshot() for learner in forms]
+        for learner, state in zip(forms, reversed(states), strict=True):
+            learner.restore(state)
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_a_gradient_that_is_no_number_is_reported_and_undone(optimiser: Any) -> None:
+    spec = spec_of("forecast", 3, 2, 3, 2)
+    learner = built(ADCSD(optimiser=optimiser), spec)
+    said, target = base([[1.0, 2.0]] * 3), torch.ones(3, 2)
+    learner.learn(torch.zeros(3, 2), said, target, target > 0)
+    good, broken = learner.snapshot(), learner.snapshot()
+    assert learner.take_gradient_norm() > 0.0
+    broken["weight_out"][0, 0, 0] = torch.nan
+    for _ in range(2):  # the second time too
+        learner.restore(broken)
+        learner.learn(torch.zeros(3, 2), said, target, target > 0)
+        norm = learner.take_gradient_norm()
+        assert norm is not None
+        assert math.isnan(norm)
+    learner.restore(good)
+    assert state_bytes(learner.snapshot()) == state_bytes(good)
+    assert torch.isfinite(learner.predict(torch.zeros(3, 2), said)).all()
 
 
 def test_names_tell_siblings_apart() -> None:

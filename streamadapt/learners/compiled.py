@@ -35,6 +35,7 @@ __all__ = [
     "keep_everything",
     "learn_nothing",
     "take_nothing_in",
+    "with_a_key",
 ]
 
 
@@ -152,7 +153,7 @@ class CompiledLearner(Learner):
 
     def allocate(self, spec: Spec) -> None:
         """Allocate the state, and room for one event."""
-        self.state = _with_a_key(self.start(spec))
+        self.state = with_a_key(self.start(spec))
         self._bind()
 
     def _bind(self) -> None:
@@ -282,10 +283,10 @@ class CompiledLearner(Learner):
                 array[0] = state_dict[name].cpu().numpy()
 
 
-def _with_a_key(state: Any) -> Any:
+def with_a_key(state: Any) -> Any:
     """Return a state of one key with the axis of keys before each array."""
     if isinstance(state, tuple):
-        return type(state)(*map(_with_a_key, state))
+        return type(state)(*map(with_a_key, state))
     return np.array(state, order="C")[None]
 
 
