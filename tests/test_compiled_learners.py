@@ -106,9 +106,7 @@ PAIRS = [
 ]
 
 
-def a_lot(
-    spec: Spec, writes: tuple[int, int, int], events: int, *, times: bool
-) -> Lot:
+def a_lot(spec: Spec, writes: tuple[int, int, int], events: int, *, times: bool) -> Lot:
     """Events of all kinds for several keys, with values up to 1e30; `writes` is the shape of an
     output."""
     rng = np.random.default_rng(4)

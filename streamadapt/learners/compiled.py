@@ -32,6 +32,7 @@ __all__ = [
     "NoRoom",
     "Steps",
     "boxed",
+    "is_as_made",
     "keep_everything",
     "learn_nothing",
     "take_nothing_in",
@@ -102,6 +103,14 @@ class _Event:
         self.outputs = torch.from_numpy(lot.outputs)[0]
 
 
+def is_as_made(part: object, made: type, methods: Sequence[str]) -> bool:
+    """Return whether a part is a `made` whose methods nobody has replaced."""
+    return isinstance(part, made) and all(
+        getattr(type(part), name) is getattr(made, name) and name not in vars(part)
+        for name in methods
+    )
+
+
 @cache
 def kernel_of(steps: Steps) -> Kernel:
     return loop(*steps)
@@ -117,11 +126,14 @@ class CompiledLearner(Learner):
     ----------
     steps : Steps
         A learner with other steps for another kind of task has `steps_for` instead.
+    makes_gradient_steps : bool
+        Whether `take_gradient_norm` has to be asked after each example.
     state : NamedTuple of ndarrays, or of such tuples
         The first axis is the key: here one row.
     """
 
     steps: ClassVar[Steps]
+    makes_gradient_steps: ClassVar[bool] = False
     state: Any
 
     @classmethod
@@ -211,6 +223,13 @@ class CompiledLearner(Learner):
             lot = lot._replace(outputs=np.zeros((1, *self.writes(spec))))
             found = self._events[times, features] = _Event(lot)
         return found
+
+    @property
+    def takes_lots(self) -> bool:
+        """Whether its kernel computes what its methods do: no subclass has replaced them."""
+        return is_as_made(self, CompiledLearner, ("predict", "learn", "adapt")) and not (
+            self.signal_names
+        )
 
     def run(self, lot: Any, start: int, stop: int, first: int) -> None:
         """Take the learner through the events [start, stop) of a lot.

@@ -191,14 +191,18 @@ class Health:
         """Look at the gradient of the step that learner `i` has just made; return the experts
         taken out."""
         norm, out = self.attempt(i, lambda: _number(self.learners[i].take_gradient_norm()))
-        if norm is None:
+        if norm is None or self.is_usual(i, norm):
             return out
-        usual, ripe = float(self.usual_norm[i]), self.steps[i] >= WINDOW
-        if np.isfinite(norm) and not (ripe and usual > 0.0 and norm > GRADIENT_RATIO * usual):
-            self.steps[i] += 1
-            self.usual_norm[i] += (norm - usual) / min(int(self.steps[i]), USUAL_OF)
-            return []
         return self.take_out(i)
+
+    def is_usual(self, i: int, norm: float) -> bool:
+        """Return whether a gradient of learner `i` is about as long as usual, and remember it."""
+        usual, ripe = float(self.usual_norm[i]), self.steps[i] >= WINDOW
+        if not np.isfinite(norm) or (ripe and usual > 0.0 and norm > GRADIENT_RATIO * usual):
+            return False
+        self.steps[i] += 1
+        self.usual_norm[i] += (norm - usual) / min(int(self.steps[i]), USUAL_OF)
+        return True
 
     # -- exceptions
 
@@ -230,11 +234,17 @@ class Health:
     def take_out(self, i: int) -> list[int]:
         """Restore learner `i` and let the base stand in for all its experts; return those that
         were not out before."""
+        fresh = self.bench(i)
+        self.restore(i)
+        return fresh
+
+    def bench(self, i: int) -> list[int]:
+        """Let the base stand in for all experts of learner `i`; return those that were not out
+        before."""
         experts = [k for k, owner in enumerate(self.owner) if owner == i]
         fresh = [k for k in experts if self.benched[k] == 0]
         for k in experts:
             self._bench(k)
-        self._restore(i)
         return [k + 1 for k in fresh]
 
     def snapshot(self, i: int) -> dict[str, Any] | None:
@@ -251,7 +261,7 @@ class Health:
                 found[i] = self.good[i]
         return found
 
-    def _restore(self, i: int) -> None:
+    def restore(self, i: int) -> None:
         """Bring learner `i` back to its last good snapshot, or to its start; where both raise it
         is lost."""
         learner, good = self.learners[i], self.good[i]
@@ -293,7 +303,7 @@ class Health:
 
     def set_back(self, k: int) -> None:
         """Restore the learner of expert k, and let the base stand in for the expert."""
-        self._restore(self.owner[k])
+        self.restore(self.owner[k])
         self._bench(k)
 
     def _bench(self, k: int) -> None:

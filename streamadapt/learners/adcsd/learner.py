@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from streamadapt.learners.adcsd.arrays import (
 from streamadapt.learners.adcsd.backward import learn
 from streamadapt.learners.adcsd.forward import predict
 from streamadapt.learners.base import Maturity, require_shape
-from streamadapt.learners.compiled import CompiledLearner, Steps, with_a_key
+from streamadapt.learners.compiled import CompiledLearner, Steps, is_as_made, with_a_key
 from streamadapt.learners.optimizer import OPTIMISERS, OptimiserName
 from streamadapt.models.contract import BaseOutput, Spec, TaskKind
 from streamadapt.records import Array
@@ -84,6 +84,7 @@ class ADCSD(CompiledLearner):
 
     kind: ClassVar[str] = "adcsd"
     kinds: ClassVar[frozenset[TaskKind]] = frozenset({"forecast"})
+    makes_gradient_steps: ClassVar[bool] = True
     matures: ClassVar[Maturity] = "path"
     steps = Steps(predict, learn)
     state: ADCSDState
@@ -200,6 +201,17 @@ class ADCSD(CompiledLearner):
             return
         before = int(self.state.steps[0])
         super().learn(inputs, base, target, mask)
+        self._stepped = int(self.state.steps[0]) > before
+
+    @property
+    def takes_lots(self) -> bool:
+        """Whether its kernel computes what its methods do."""
+        return is_as_made(self, ADCSD, ("predict", "learn", "adapt")) and not self.in_torch
+
+    def run(self, lot: Any, start: int, stop: int, first: int) -> None:
+        """Take the learner through the events [start, stop) of a lot."""
+        before = int(self.state.steps[0])
+        super().run(lot, start, stop, first)
         self._stepped = int(self.state.steps[0]) > before
 
     def adapt(self, inputs: Tensor, base: BaseOutput) -> None:

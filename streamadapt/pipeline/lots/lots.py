@@ -8,13 +8,12 @@ where a lot ends.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from streamadapt.guard.compiled import CompiledGuard
-from streamadapt.learners.compiled import CompiledLearner
+from streamadapt.learners.compiled import CompiledLearner, is_as_made
 from streamadapt.learners.lots import LEARN
 from streamadapt.pipeline.intervals import Intervals, NoIntervals
 from streamadapt.pipeline.lots.entries import Entries
@@ -62,10 +61,9 @@ class Lots:
             and not (supervised and (task.negative_after is not None or task.correction_window))
             and pipeline.panel is None
             and type(pipeline.intervals) in (NoIntervals, Intervals)
-            and _is_as_made(pipeline.guard, CompiledGuard, ("mix", "update", "scale"))
+            and is_as_made(pipeline.guard, CompiledGuard, ("mix", "update", "scale"))
             and all(
-                _is_as_made(learner, CompiledLearner, ("predict", "learn", "adapt"))
-                and not learner.signal_names
+                isinstance(learner, CompiledLearner) and learner.takes_lots
                 for learner in pipeline.learners
             )
         )
@@ -153,11 +151,3 @@ class Lots:
             first = stop
         pipeline.stats.pending = pipeline.task.pending
         return told
-
-
-def _is_as_made(part: object, made: type, methods: Sequence[str]) -> bool:
-    """Return whether a part is a `made` whose methods are not replaced: kernels stand for them."""
-    return isinstance(part, made) and all(
-        getattr(type(part), name) is getattr(made, name) and name not in vars(part)
-        for name in methods
-    )

@@ -15,7 +15,6 @@ from streamadapt.pipeline.lots.guard_loop import (
     BAD_MIXTURE,
     BROKEN,
     CODES,
-    DONE,
     guard_loop,
 )
 from streamadapt.pipeline.lots.room import Room
@@ -44,6 +43,10 @@ class Run:
         self.health = pipeline.health
         room.box()
 
+        # By learner: before each gradient step, its event, the usual norm and the number of steps.
+        self.steps: dict[int, list[tuple[int, float, int]]] = {}
+        self.out: list[tuple[int, int]] = []  # events whose gradient was too long, and the learner
+
     def learn(self) -> None:
         """Take every learner through the events, and count its examples."""
         stats, first = self.pipeline.stats, 0
@@ -60,7 +63,34 @@ class Run:
         learner = self.pipeline.learners[i]
         assert isinstance(learner, CompiledLearner)
         box = self.room.lot_box if learner.matures == "rows" else self.room.path_box
-        learner.run(box, start, self.stop, self.health.owner.index(i) if first is None else first)
+        first = self.health.owner.index(i) if first is None else first
+        if learner.makes_gradient_steps:
+            self._take_by_example(i, learner, start, first)
+        else:
+            learner.run(box, start, self.stop, first)
+
+    def _take_by_example(self, i: int, learner: CompiledLearner, start: int, first: int) -> None:
+        """Look at the gradient after each example; a learner with one that is too long is set
+        back, and `guard` lets the base stand in for it from that event on."""
+        rows = learner.matures == "rows"
+        lot, box = (
+            (self.room.lot, self.room.lot_box) if rows else (self.room.path, self.room.path_box)
+        )
+        health, steps = self.health, self.steps.setdefault(i, [])
+        self.out = [(n, other) for n, other in self.out if other != i or n < start]
+        while steps and steps[-1][0] >= start:
+            _, health.usual_norm[i], health.steps[i] = steps.pop()
+        for n in (start + np.flatnonzero(lot.kinds[start : self.stop] == LEARN)).tolist():
+            learner.run(box, start, n + 1, first)
+            start = n + 1
+            norm = learner.take_gradient_norm()
+            if norm is None:
+                continue
+            steps.append((n, float(health.usual_norm[i]), int(health.steps[i])))
+            if not health.is_usual(i, norm):
+                health.restore(i)
+                self.out.append((n, i))
+        learner.run(box, start, self.stop, first)
 
     def guard(self) -> None:
         """Take health and guard through the events; a learner that is set back takes the rest
@@ -69,10 +99,12 @@ class Run:
         assert isinstance(guard, CompiledGuard)
         loop = guard_loop(guard.steps)
         self.pipeline.scores.load(self.pipeline.stats)
-        while True:
-            parts, count = guard.parts, self.health.count
+        while start < self.stop:
+            self._bench_out(start)
+            stop = min((n for n, _ in self.out if n > start), default=self.stop)
+            count = self.health.count
             found = loop.call(
-                self.room.guard_box, parts, self.room.judging_box, start, self.stop, seen
+                self.room.guard_box, guard.parts, self.room.judging_box, start, stop, seen
             )
             n, code = divmod(found, CODES)
             complete = n + 1 if code == BROKEN else n
@@ -88,9 +120,14 @@ class Run:
                 self._set_back(np.flatnonzero(self.room.judging.room.broken), n + 1)
             if self.health.count != count:
                 self.health.keep_snapshots()
-            if code == DONE:
-                break
         self.pipeline.scores.store(self.pipeline.stats)
+
+    def _bench_out(self, event: int) -> None:
+        """Let the base stand in for learners whose gradient at an event was too long."""
+        for n, i in self.out:
+            if n == event:
+                self.pipeline.count_restored(self.health.bench(i))
+        self.out = [(n, i) for n, i in self.out if n != event]
 
     def _count_updates(self, start: int, stop: int) -> None:
         learned = self.room.lot.kinds[start:stop] == LEARN
