@@ -235,7 +235,7 @@ def test_predictions_do_not_depend_on_the_grouping(name: str) -> None:
     for cut in (1, 7, 1024, None):
         found: list[str] = []
         pipeline = STREAMS[name][0](
-            on_rejected=lambda item, error: found.append(error.reason.value)
+            on_rejected=lambda _, error, to=found: to.append(error.reason.value)
         )
         predictions = observe(pipeline, items, cut)
         assert len(predictions) == len(expected)

@@ -124,12 +124,12 @@ class Lot(NamedTuple):
         `PREDICT`: the predictions of all experts.
     """
 
-    kinds: Array
-    keys: Array
-    at: Array
-    windows: Array
-    times: Array
-    embeddings: Array
+    kinds: Any
+    keys: Any
+    at: Any
+    windows: Any
+    times: Any
+    embeddings: Any
     bases: Array
     targets: Array
     known: Array

@@ -109,7 +109,8 @@ class Health:
     @property
     def losses(self) -> Array:
         """The mean losses of the last matured arrivals, (WINDOW, 1 + experts)."""
-        return self.state.losses[0]
+        losses: Array = self.state.losses[0]
+        return losses
 
     @property
     def seen(self) -> Any:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from streamadapt.models.contract import Base, Spec
-from streamadapt.pipeline.screen import FIRST, IN_A_ROW, ScreenResult
+from streamadapt.pipeline.screen import IN_A_ROW, ScreenResult
 from streamadapt.pipeline.spec import original_scaling
+from streamadapt.pipeline.taking import FIRST
 from streamadapt.records import Array, Entry, Mask
 from streamadapt.tasks import Matured, Task
 

@@ -188,7 +188,7 @@ def write_window(a: Any, n: int) -> None:
             a.windows[at, i, j] = np.float32(less)
 
 
-def _take_entries(c: Any, s: Any, a: Any) -> int:
+def _take_entries(c: Any, s: Any, a: Any) -> Any:
     """Take plain entries in; return how many there are before the first that is not plain.
 
     Parameters

@@ -42,7 +42,7 @@ class Issued:
         return self.entry.time
 
 
-def pack(issued: Sequence[Issued]) -> dict[str, Any] | None:
+def pack(issued: Sequence[Any]) -> dict[str, Any] | None:
     """Return the saved form of waiting predictions: arrays with one row per prediction; None if
     there are none."""
     if not issued:

@@ -179,10 +179,13 @@ def moved_out(issued: Issued | Place) -> Issued:
     """Return a prediction that is in no place; its row is released."""
     if isinstance(issued, Issued):
         return issued
+    output, *rest = (None if part is None else part.clone() for part in issued.base)
+    assert output is not None
+    base = BaseOutput(output, *rest)
     copied = Issued(
         issued.entry,
         issued.inputs.clone(),
-        BaseOutput(*(None if part is None else part.clone() for part in issued.base)),
+        base,
         issued.experts.copy(),
         issued.aggregator_outputs.copy(),
         issued.note,

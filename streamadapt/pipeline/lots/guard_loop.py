@@ -60,12 +60,12 @@ class GuardLot(NamedTuple):
         First the rows that an interval keeps.
     """
 
-    kinds: Array
-    at: Array
-    rows_at: Array
+    kinds: Any
+    at: Any
+    rows_at: Any
     outputs: Array
     targets: Array
-    known: Array
+    known: Any
     weights: Array
     shares: Array
     scales: Array

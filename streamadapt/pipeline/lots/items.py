@@ -46,7 +46,10 @@ class Items(NamedTuple):
 
     def first(self, count: int) -> Items:
         """Return the first items."""
-        return self if count >= len(self.ids) else Items(*(column[:count] for column in self))
+        if count >= len(self.ids):
+            return self
+        columns: Any = (column[:count] for column in self)
+        return Items(*columns)
 
 
 def plain_items(

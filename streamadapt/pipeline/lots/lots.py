@@ -55,10 +55,12 @@ class Lots:
     def _parts_suit(self) -> bool:
         """Whether all parts of the pipeline can take a lot."""
         pipeline, task = self.pipeline, self.pipeline.task
-        supervised = isinstance(task, Supervised)
+        if isinstance(task, Supervised) and (
+            task.negative_after is not None or task.correction_window
+        ):
+            return False
         return (
             type(task) in (Supervised, Forecast)
-            and not (supervised and (task.negative_after is not None or task.correction_window))
             and pipeline.panel is None
             and type(pipeline.intervals) in (NoIntervals, Intervals)
             and is_as_made(pipeline.guard, CompiledGuard, ("mix", "update", "scale"))

@@ -26,7 +26,7 @@ EXPIRED: Final = -1
 
 
 def _judge_labels(p: Any, s: Any, w: Any, labels: Any, rows: Any, experts: Any, errors: Any,  # noqa: PLR0913
-                  levels: Any, outliers: Any) -> int:  # fmt: skip
+                  levels: Any, outliers: Any) -> Any:  # fmt: skip
     """Judge labels in order; return how many there are before the first outlier.
 
     Parameters
@@ -320,13 +320,14 @@ class ForecastEvents(LotEvents):
     def __init__(self, room: Room, task: Forecast, items: Items, taken: Entries | None) -> None:
         super().__init__(room)
         self.task, self.items = task, items
-        for i, issued in enumerate(task.issued):
-            task.issued[i] = self._in_place(issued)
+        placed = [self._in_place(issued) for issued in task.issued]
+        for i, place in enumerate(placed):
+            task.issued[i] = place
         rows = [] if taken is None else taken.rows.tolist()
         self.count, self.open = len(rows), len(task.issued)
         self.new_rows = rows
         self.entry_times = [] if taken is None else taken.times.tolist()
-        self.rows = np.array([*(one.row for one in task.issued), *rows], np.int64)
+        self.rows = np.array([*(one.row for one in placed), *rows], np.int64)
         before = np.reshape(task.actual, (len(task.actual), room.spec.columns))
         values = np.zeros((0, room.spec.columns)) if taken is None else taken.values[: self.count]
         self.actual = np.concatenate([before, values])
