@@ -286,13 +286,13 @@ def warm() -> None:
     """
     from streamadapt.app.terminal import progress
     from streamadapt.app.warming import warm
-    from streamadapt.compiled import cache_folder, not_kept
+    from streamadapt.compiled import cache_folder
 
     with progress("compiling") as shown:
-        count = warm(lambda name, done, total: shown(done, total) if shown is not None else None)
-    if not_kept():  # the reason is in the log already
+        warmed = warm(lambda done, total: shown(done, total) if shown is not None else None)
+    if warmed.problem:  # it is in the log already
         raise typer.Exit(2)
-    print_line(f"{count} kernels are compiled, in {cache_folder().path}")
+    print_line(f"the kernels of {warmed.count} parts are compiled, in {cache_folder().path}")
 
 
 @app.command()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from typing import Any, cast
+from multiprocessing import get_context
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from streamadapt.compiled import not_kept
 from streamadapt.config.registry import kinds
 from streamadapt.drift.compiled import COMPILED
 from streamadapt.drift.monitor import DriftMonitor
@@ -16,39 +20,70 @@ from streamadapt.guard.base import Mixture
 from streamadapt.guard.two_layer import TwoLayer
 from streamadapt.learners.compiled import CompiledLearner
 from streamadapt.pipeline.intervals import Intervals
-from streamadapt.pipeline.kernels import try_guard, try_learner
+from streamadapt.pipeline.kernels import try_guard, try_learner, try_lots
 from streamadapt.pipeline.label_requests import LabelRequests
 from streamadapt.pipeline.stats import Stats
 from streamadapt.tasks import Matured, Supervised
 from streamadapt.tasks.losses import Absolute
 from streamadapt.tasks.outliers import LabelOutliers
 
-__all__ = ["pieces", "warm"]
+__all__ = ["Warmed", "compile_piece", "pieces", "warm"]
 
 
-def warm(show: Callable[[str, int, int], None]) -> int:
-    """Compile, or load, every kernel.
+SLOW = ("lots of a forecast", "error_memory", "the guard", "rls", "adcsd", "dictionary")
+"""What takes longest to compile comes first, so that no process is left with it at the end."""
+MOST_PROCESSES = 4
+
+
+class Warmed(NamedTuple):
+    """What `warm` did.
+
+    Attributes
+    ----------
+    count : int
+        How many pieces there are.
+    problem : str
+        Why what was compiled is not kept; empty if it is.
+    """
+
+    count: int
+    problem: str
+
+
+def warm(show: Callable[[int, int], None], processes: int | None = None) -> Warmed:
+    """Compile every kernel that has not been compiled yet, in several processes.
 
     Parameters
     ----------
-    show : callable (name, done, total) -> None
-        Called before each.
-
-    Returns
-    -------
-    int
-        How many there are.
+    show : callable (done, total) -> None
+        Called after each.
+    processes : int, optional
+        Default: one for each processor, up to `MOST_PROCESSES`.
     """
-    found = [*pieces()]
-    for i, (name, prepare) in enumerate(found):
-        show(name, i, len(found))
-        prepare()
-    return len(found)
+    names = [name for name, _ in pieces()]
+    names.sort(key=lambda name: SLOW.index(name) if name in SLOW else len(SLOW))
+    processes = processes or min(os.cpu_count() or 1, MOST_PROCESSES)
+    problems = []
+    # New interpreters: this one may have threads, which a fork would not copy.
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        show(0, len(names))
+        for done, problem in enumerate(pool.map(compile_piece, names), 1):
+            show(done, len(names))
+            problems.append(problem)
+    return Warmed(len(names), next(filter(None, problems), ""))
+
+
+def compile_piece(name: str) -> str:
+    """Compile one of the `pieces`; return why what was compiled is not kept, or an empty text."""
+    dict(pieces())[name]()
+    return not_kept()
 
 
 def pieces() -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield what uses kernels, by name, with a call that compiles or loads them."""
     yield "the guard", partial(try_guard, TwoLayer(), ["base", "expert"], 1, Absolute())
+    for kind in ("forecast", "regression", "classification"):
+        yield f"lots of a {kind}", partial(try_lots, kind)
     yield "loss estimates", _estimates
     yield "intervals", _intervals
     yield "outliers", _outliers

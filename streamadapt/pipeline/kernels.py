@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
 
 import numpy as np
 import torch
 
+from streamadapt.drift.monitor import DriftMonitor
 from streamadapt.guard.base import Guard
 from streamadapt.learners import Learner
 from streamadapt.learners.compiled import CompiledLearner
+from streamadapt.models.builtin import Linear
 from streamadapt.models.contract import Spec, TaskKind
+from streamadapt.pipeline.intervals import Intervals
 from streamadapt.pipeline.keyed import KeyedPipeline
 from streamadapt.pipeline.pipeline import Pipeline
+from streamadapt.pipeline.taking import FIRST
+from streamadapt.records import Entry
+from streamadapt.tasks import Forecast, Supervised
 from streamadapt.tasks.losses import Loss
 
-__all__ = ["Step", "kernel_steps", "try_guard", "try_learner"]
+__all__ = ["Step", "kernel_steps", "try_guard", "try_learner", "try_lots"]
 
 Step = tuple[str, Callable[[], None]]
 """What uses kernels, and a call that compiles or loads them."""
@@ -37,7 +43,8 @@ def kernel_steps(pipeline: Pipeline | KeyedPipeline) -> list[Step]:
         for learner in one.learners
         if isinstance(learner, CompiledLearner)
     ]
-    return [("the guard", guard), *learners]
+    lots = partial(try_lots, one.task.kind, one.learners, one.guard, one.intervals.kept > 0)
+    return [("the guard", guard), *learners, ("lots", lots)]
 
 
 def try_learner(learner: Learner, kind: TaskKind, columns: int = 1) -> None:
@@ -45,6 +52,34 @@ def try_learner(learner: Learner, kind: TaskKind, columns: int = 1) -> None:
     given, to_predict = torch.ones(1), torch.ones(columns)
     spec = Spec(kind, 1, 1, 1, columns, given, given, to_predict, to_predict, torch.device("cpu"))
     deepcopy(learner).build(spec)
+
+
+def try_lots(
+    kind: TaskKind, learners: Sequence[Learner] = (), guard: Guard | None = None,
+    intervals: bool = True,
+) -> None:  # fmt: skip
+    """Take a few entries through a pipeline of the smallest size, in a lot."""
+    window, forecast = 2, kind == "forecast"
+    classes = 2 if kind == "classification" else None
+    task = Forecast(window, 1) if forecast else Supervised(window, classes=classes)
+    columns = classes or 1
+    scaling = {name: torch.zeros(1) for name in ("input_loc", "output_loc")}
+    scaling |= {name: torch.ones(1) for name in ("input_scale", "output_scale")}
+    if classes is not None:
+        scaling |= {"output_loc": torch.zeros(classes), "output_scale": torch.ones(classes)}
+    weights = torch.zeros(window if forecast else window + 1, columns)
+    base = Linear(kind, weights, window, subtract_last=forecast, scaling=scaling)
+    pipeline = Pipeline(
+        task, base, [one for one in map(deepcopy, learners) if isinstance(one, CompiledLearner)],
+        deepcopy(guard), [DriftMonitor("adwin", "loss")],
+        intervals=Intervals() if intervals and classes is None else None,
+    )  # fmt: skip
+    # The first entries are judged one by one.
+    entries = [
+        Entry(np.array([t % 3.0]), t * 10**9, str(t), label=np.array([t % 2.0]))
+        for t in range(FIRST + window + 5)
+    ]
+    pipeline.observe(entries)
 
 
 def try_guard(guard: Guard, names: list[str], columns: int, loss: Loss) -> None:
