@@ -130,7 +130,8 @@ class Entries:
 
     def _answer(self, inputs: Any, spec: Spec) -> tuple[Array, BaseOutput] | None:
         """Return the base's output, exact and as learners get it; None if it has none, or not
-        every number of it."""
+        every number of it: the pipeline then takes this entry alone, with the answer that is
+        kept."""
         pipeline = self.pipeline
         try:
             with torch.no_grad():
@@ -139,5 +140,9 @@ class Entries:
         except Exception as error:
             if is_fatal(error):
                 raise
-            return None  # the pipeline asks again for this entry alone, and reports the error
-        return None if silent is not None else (exact, base)
+            pipeline.lots.answer = inputs, error
+            return None
+        if silent is not None:
+            pipeline.lots.answer = inputs, output
+            return None
+        return exact, base

@@ -11,10 +11,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from streamadapt.guard.compiled import CompiledGuard
 from streamadapt.learners.compiled import CompiledLearner, is_as_made
 from streamadapt.learners.lots import LEARN
+from streamadapt.models.contract import BaseOutput
 from streamadapt.pipeline.intervals import Intervals, NoIntervals
 from streamadapt.pipeline.lots.entries import Entries
 from streamadapt.pipeline.lots.items import Items
@@ -44,6 +47,8 @@ class Lots:
         False: every item is taken alone, for tests that compare the two.
     taken : int
         How many items have been taken in lots.
+    answer : (Tensor, BaseOutput or Exception) or None
+        The inputs and the answer of the base that ended the last lot: it is not asked twice.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
@@ -51,6 +56,7 @@ class Lots:
         self._room: Room | None = None
         self._made_for: tuple[Any, ...] = ()
         self.allowed, self.taken = True, 0
+        self.answer: tuple[Tensor, BaseOutput | Exception] | None = None
 
     def _parts_suit(self) -> bool:
         """Whether all parts of the pipeline can take a lot."""
@@ -89,6 +95,16 @@ class Lots:
             and not pipeline.health.lost.any()
             and self._parts_suit()
         )
+
+    def take_answer(self, inputs: Tensor) -> BaseOutput | None:
+        """Return the base's answer to these inputs, if it ended a lot; raise it, if it is an
+        error."""
+        kept, self.answer = self.answer, None
+        if kept is None or not torch.equal(kept[0], inputs):
+            return None
+        if isinstance(kept[1], Exception):
+            raise kept[1]
+        return kept[1]
 
     @property
     def channels(self) -> int:
