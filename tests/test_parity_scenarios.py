@@ -29,13 +29,25 @@ MADE = json.loads(MANIFEST.read_text()) if MANIFEST.exists() else {"scenarios": 
 
 BEYOND_THE_BAR = {
     "etth1-weak": {
+        "expert": tolerances.Tolerance(2e-6),
         "served beside adcsd": tolerances.Tolerance(5e-5),
         "choice": tolerances.Tolerance(2e-6),
-    }
+    },
+    "etth1-strong": {
+        "expert": tolerances.Tolerance(5e-6),
+        "served beside adcsd": tolerances.Tolerance(5e-5),
+        "choice": tolerances.Tolerance(5e-6),
+    },
 }
 """4 of 54 served predictions are up to 2.9e-5 off, above the bar of 1e-5. 4 of the memory's are up
 to 1.8e-6 off: the torch form subtracted float32 numbers to get the base's errors, and added the
-correction in float32; in float64 it gives the present predictions to the last bit."""
+correction in float32; in float64 it gives the present predictions to the last bit. The base, and
+with it all experts, is up to 3.2e-6 off in 8 of 52 predictions of etth1-strong: torch added up
+float32 products, and the kernel adds them up in float64. Both are as far from float64 arithmetic as
+float32 inputs allow (8.7e-7 of the error on a random walk)."""
+COPIES_OF_THE_BASE = ("etth1-weak", "etth1-strong", "los-strong")
+"""Where the base is a ridge regression: the value of the day before is the base's until a day has
+passed, and its last bits are others."""
 
 
 NOT_YET = {
@@ -64,6 +76,9 @@ def test_a_scenario_is_as_recorded(name):
         pytest.skip("the bases are trained, and on this machine they may be others")
     wanted, found = recorded(name), measured(name, data_folder())
     assert wanted.facts["stream"] == found.facts["stream"], "the stream differs"
+    if name in COPIES_OF_THE_BASE:
+        for facts in (wanted.facts, found.facts):
+            del facts["copies"]["seasonal-1d"]
     table = tolerances.PARITY | BEYOND_THE_BAR.get(name, {})
     assert differences(wanted, found, table) == []
 

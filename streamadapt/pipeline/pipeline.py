@@ -288,6 +288,7 @@ class Pipeline(ShowsArguments):
                 told = self.lots.take(items)
             if told is None:
                 self._observe(given[0], predictions)
+                self.lots.answer = None
                 return 1
             predictions += predictions_of(told, plain, self.names, self.task.class_names)
             return told.count
@@ -343,7 +344,7 @@ class Pipeline(ShowsArguments):
         try:
             self._observe(columns.item(first), predictions)
         finally:
-            self.on_rejected = on_rejected
+            self.on_rejected, self.lots.answer = on_rejected, None
         for prediction in predictions:
             found.add(prediction, first)
         for _, error in refused:

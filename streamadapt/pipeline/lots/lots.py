@@ -83,6 +83,7 @@ class Lots:
         pipeline, task = self.pipeline, self.pipeline.task
         return (
             self.allowed
+            and self.answer is None  # of the next entry, which is not plain
             and pipeline.spec is not None
             and pipeline.settled
             and task.clock.plain
