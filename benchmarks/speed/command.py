@@ -127,6 +127,11 @@ def _parser() -> argparse.ArgumentParser:
         help="folder with ETTh1.csv, los_speed.csv and elec.csv (default: STREAMADAPT_DATA, or "
         "../shared/data)",
     )
+    _add_sizes(parser)
+    return parser
+
+
+def _add_sizes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rounds",
         type=_positive,
@@ -142,7 +147,6 @@ def _parser() -> argparse.ArgumentParser:
         help="the share of the usual entries of a round and of a warm-up, for a quick look "
         "(default: %(default)s)",
     )
-    return parser
 
 
 def _positive(text: str) -> int:
