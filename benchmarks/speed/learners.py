@@ -87,11 +87,11 @@ def adcsd(nodes: int, usual: int, name: str, ctx: Context) -> Measured:
         [Side.of("eager torch", lambda: partial(seconds, theirs, entries))],
     )
     text = (
-        f"ADCSD in its original form on {nodes} nodes, horizon {STEPS}, hidden size 128, float32, "
-        f"whole labels: an entry corrects one forecast and makes one step of Adam on the masked "
-        f"mean absolute error of another. {CALLS} Rival: the published form as modules of torch "
-        f"(Linear, LayerNorm over all, GELU, Linear), autograd and torch.optim.Adam, from the "
-        f"same weights. Rounds of {entries:,} entries."
+        f"{nodes} nodes, rounds of {entries:,} entries. ADCSD in its original form, horizon "
+        f"{STEPS}, hidden size 128, float32, whole labels: an entry corrects one forecast and "
+        f"makes one step of Adam on the masked mean absolute error of another. {CALLS} Rival: the "
+        f"published form as modules of torch (Linear, LayerNorm over all, GELU, Linear), autograd "
+        f"and torch.optim.Adam, from the same weights."
     )
     return Measured(name, "us an entry", text, rounds)
 
@@ -191,11 +191,11 @@ def memory(entries: int, usual: int, name: str, ctx: Context) -> Measured:
         else "hnswlib: not installed"
     )
     text = (
-        f"Classification into {memory_cost.CLASSES} classes from an embedding of "
-        f"{memory_cost.FEATURES} random numbers; a memory of {entries:,} entries, full, 10 "
-        f"neighbours: an entry reads them, and then takes the place of the oldest. {CALLS} Rivals "
-        f"in the same form; the ratio is to the faster one. brute-force torch: a float32 matrix "
-        f"of all keys, a product and topk. {hnsw}. Rounds of {many:,} entries."
+        f"A full memory of {entries:,} entries, rounds of {many:,} entries. Classification into "
+        f"{memory_cost.CLASSES} classes from an embedding of {memory_cost.FEATURES} random "
+        f"numbers: an entry reads its 10 nearest, and then takes the place of the oldest. {CALLS} "
+        f"Rivals in the same form; the ratio is to the faster one. brute-force torch: a float32 "
+        f"matrix of all keys, a product and topk. {hnsw}."
     )
     return Measured(name, "us an entry", text, rounds)
 
@@ -263,10 +263,10 @@ def dictionary(atoms: int, usual: int, name: str, ctx: Context) -> Measured:
         [Side.of("scikit-learn", theirs)],
     )
     text = (
-        f"An orthogonal dictionary of {atoms} atoms, float64, on the stream of `dictionary-n20` "
-        f"in docs/results.md with {atoms} numbers an entry: one update an entry. Ours: "
-        f"`OrthogonalDictionary.update` with one tensor. Rival: "
-        f"`MiniBatchDictionaryLearning.partial_fit` with one row (batch_size 1, cd, alpha "
-        f"{ALPHA:g}), from the same first dictionary. Rounds of {entries:,} entries."
+        f"{atoms} atoms, and as many numbers in an entry; rounds of {entries:,} entries. An "
+        f"orthogonal dictionary, float64, on a stream as that of `dictionary-n20` in "
+        f"docs/results.md: one update an entry. Ours: `OrthogonalDictionary.update` with one "
+        f"tensor. Rival: `MiniBatchDictionaryLearning.partial_fit` with one row (batch_size 1, "
+        f"cd, alpha {ALPHA:g}), from the same first dictionary."
     )
     return Measured(name, "us an entry", text, rounds)
