@@ -15,7 +15,7 @@ from PIL import Image
 
 from benchmarks.scenarios.measure import Measure, Measured
 
-__all__ = ["draw", "moving_mean", "write_plot"]
+__all__ = ["draw", "moving_mean", "save", "write_plot"]
 
 SERVED, BASE, BESIDE, EXPERT, BEST = "#c8401f", "#444444", "#c9c9c9", "#8fb3d1", "#2c6fa6"
 MOST_BARS_PANELS = 2
@@ -31,9 +31,13 @@ DPI = 90
 def write_plot(measured: Measured, folder: Path) -> Path:
     """Write ``<scenario>.png`` into `folder`, which is created if needed; return its path."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{measured.name}.png"
+    return save(draw(measured), folder / f"{measured.name}.png")
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as a small PNG; return its path."""
     buffer = io.BytesIO()
-    draw(measured).savefig(buffer, format="png", dpi=DPI)
+    figure.savefig(buffer, format="png", dpi=DPI)
     buffer.seek(0)
     with Image.open(buffer) as image:  # few colours: a third of the bytes
         image.convert("RGB").quantize(COLOURS).save(path, optimize=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from benchmarks.results_page_tables import (
     against_table,
@@ -88,7 +89,19 @@ def _image(measured: Measured, plots: Mapping[str, str]) -> str:
     )
 
 
-def protocols(results: Sequence[Measured]) -> str:
+class Described(Protocol):
+    """A result of any benchmark, with its protocol."""
+
+    @property
+    def name(self) -> str:
+        """The name of the scenario."""
+
+    @property
+    def protocol(self) -> str:
+        """What was measured, and how."""
+
+
+def protocols(results: Sequence[Described]) -> str:
     """Return one item for each scenario; sentences of an earlier protocol are not repeated."""
     printed: dict[str, list[str]] = {}
     lines = []

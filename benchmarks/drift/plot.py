@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from PIL import Image
 
 from benchmarks.drift.compare import DUMMIES, GROUPS, Compared
 from benchmarks.drift.signals import MOVING
-from benchmarks.plots import BASE, BEST, COLOURS, DPI, EXPERT, SERVED
+from benchmarks.plots import BASE, BEST, EXPERT, SERVED, save
 
 __all__ = ["SHOWN", "write_plot"]
 
@@ -25,11 +23,7 @@ def write_plot(compared: Compared, path: Path) -> bool:
     if not shown:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    _draw(compared, shown).savefig(buffer, format="png", dpi=DPI)
-    buffer.seek(0)
-    with Image.open(buffer) as image:
-        image.convert("RGB").quantize(COLOURS).save(path, optimize=True)
+    save(_draw(compared, shown), path)
     return True
 
 

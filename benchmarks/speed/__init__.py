@@ -1,0 +1,1 @@
+"""Speed of the core against its rivals; see `python -m benchmarks.speed --help`."""
