@@ -114,7 +114,7 @@ def _kernel_of(learner: ErrorMemory) -> Callable[[Lot, int], None]:
     settings, room = learner.settings(learner.spec), learner.room(learner.spec)
     parts = parts_box(Parts(shared, settings, state, room, 0, 1))
     kernel = kernel_of(learner.steps_for(learner.spec))
-    return lambda lot, size: kernel(lot_box(lot), size, parts)
+    return lambda lot, size: kernel(lot_box(lot), 0, size, parts)
 
 
 def _examples(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
