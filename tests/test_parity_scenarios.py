@@ -43,8 +43,8 @@ BEYOND_THE_BAR = {
 to 1.8e-6 off: the torch form subtracted float32 numbers to get the base's errors, and added the
 correction in float32; in float64 it gives the present predictions to the last bit. The base, and
 with it all experts, is up to 3.2e-6 off in 8 of 52 predictions of etth1-strong: torch added up
-float32 products, and the kernel adds them up in float64. Both are as far from float64 arithmetic as
-float32 inputs allow."""
+float32 products, and the kernel adds them up in float64. Both are as far from exact arithmetic as
+the last rounding to float32 makes them."""
 COPIES_OF_THE_BASE = ("etth1-weak", "etth1-strong", "los-strong")
 """Where the base is a ridge regression: the value of the day before is the base's until a day has
 passed, and its last bits are others."""
