@@ -93,6 +93,8 @@ def plain_items(
 
 def up_to_first_bad_label(items: Items, task: Task) -> Items:
     """Return the items before the first whose label is not whole, too large, or no class."""
+    if not (any(items.is_label) or any(items.has_label)):
+        return items
     labelled = np.array(items.is_label, np.bool_) | np.array(items.has_label, np.bool_)
     if not isinstance(task, Supervised):  # its labels are refused
         return items.first(int(np.argmax(labelled))) if labelled.any() else items

@@ -56,7 +56,17 @@ class Lots:
         self._room: Room | None = None
         self._made_for: tuple[Any, ...] = ()
         self.allowed, self.taken = True, 0
+        self._suited = (-1, -1)
         self.answer: tuple[Tensor, BaseOutput | Exception] | None = None
+
+    def _suits(self) -> bool:
+        """Whether all parts can take a lot: of their classes this does not change, but somebody
+        may put a method into one of them."""
+        parts = (self.pipeline.guard, *self.pipeline.learners)
+        seen = sum(len(vars(part)) for part in parts)
+        if self._suited != (seen, len(parts)):
+            self._suited = (seen, len(parts)) if self._parts_suit() else (-1, -1)
+        return self._suited[0] >= 0
 
     def _parts_suit(self) -> bool:
         """Whether all parts of the pipeline can take a lot."""
@@ -94,7 +104,7 @@ class Lots:
             and not pipeline.monitors.feeds_back
             and pipeline.health is not None
             and not pipeline.health.lost.any()
-            and self._parts_suit()
+            and self._suits()
         )
 
     def take_answer(self, inputs: Tensor) -> BaseOutput | None:

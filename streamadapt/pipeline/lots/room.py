@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from streamadapt.drift.signal_kernels import SignalSettings, empty_signals, signal_room
 from streamadapt.guard.compiled import CompiledGuard
 from streamadapt.learners.compiled import boxed as boxed_lot
 from streamadapt.learners.lots import Lot
 from streamadapt.models.contract import Spec
 from streamadapt.models.steps import BaseSteps
 from streamadapt.pipeline.lots.guard_loop import GuardLot, Judging, boxed
+from streamadapt.tasks.loss_kernels import loss_settings
 from streamadapt.tasks.outlier_kernels import outlier_room
 from streamadapt.tasks.places import Places
 
@@ -53,10 +55,18 @@ class Room:
         self.input_origin = np.zeros(spec.channels) if origin is None else origin.cpu().numpy()
         self.known = np.zeros(spec.channels, np.bool_)
         self.estimate_room: Any = None
+        judged = 1 if guard.loss.row_wise else spec.columns
+        self.signal_room = signal_room(spec.rows, judged)
+        self.signals = empty_signals(judged)
+        self.base_rows = np.zeros((1, spec.rows, spec.columns))
+        loss = loss_settings(guard.loss)
+        self.signal_settings = SignalSettings(loss, spec.kind == "classification")
         self.outlier_room = outlier_room()
         self.unit = np.zeros((1, 1 if guard.loss.row_wise else spec.columns))
         self.answer = np.zeros((spec.rows, spec.columns))
         self.experts = len(pipeline.names)
+        self.names = [learner.names for learner in pipeline.learners]
+        self.firsts = [sum(map(len, self.names[:i])) for i in range(len(self.names))]
         self.kept = pipeline.intervals.kept
         self.places = Places(
             spec.window, spec.channels, spec.rows, spec.columns, self.experts,

@@ -49,21 +49,22 @@ class Run:
 
     def learn(self) -> None:
         """Take every learner through the events, and count its examples."""
-        stats, first = self.pipeline.stats, 0
+        updates, room = self.pipeline.stats.updates, self.room
+        learned = {
+            "rows": int(np.count_nonzero(room.lot.kinds[: self.stop] == LEARN)),
+            "path": int(np.count_nonzero(room.path.kinds[: self.stop] == LEARN)),
+        }
         for i, learner in enumerate(self.pipeline.learners):
-            self._take(i, 0, first)
-            lot = self.room.lot if learner.matures == "rows" else self.room.path
-            learned = int((lot.kinds[: self.stop] == LEARN).sum()) if learner.needs_labels else 0
-            for name in learner.names if learned else ():
-                stats.updates[name]["ok"] += learned
-            first += len(learner.names)
+            self._take(i, 0)
+            count = learned[learner.matures] if learner.needs_labels else 0
+            for name in room.names[i] if count else ():
+                updates[name]["ok"] += count
 
-    def _take(self, i: int, start: int, first: int | None = None) -> None:
+    def _take(self, i: int, start: int) -> None:
         """Take learner i through the events from `start` on."""
-        learner = self.pipeline.learners[i]
+        learner, first = self.pipeline.learners[i], self.room.firsts[i]
         assert isinstance(learner, CompiledLearner)
         box = self.room.lot_box if learner.matures == "rows" else self.room.path_box
-        first = self.health.owner.index(i) if first is None else first
         if learner.makes_gradient_steps:
             self._take_by_example(i, learner, start, first)
         else:

@@ -7,12 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamadapt.drift.signal_kernels import (
-    SignalSettings,
-    empty_signals,
-    empty_usual,
-    signal_room,
-)
+from streamadapt.drift.signal_kernels import empty_usual
 from streamadapt.learners.lots import ENTRY, LEARN
 from streamadapt.pipeline.interval_kernels import empty_intervals
 from streamadapt.pipeline.intervals import Intervals
@@ -130,20 +125,19 @@ class Tell:
 
     def _signals(self) -> None:
         """Update the monitors of losses."""
-        pipeline, room, monitors = self.pipeline, self.room, self.pipeline.monitors
+        room, monitors = self.room, self.pipeline.monitors
         at = np.flatnonzero(room.lot.kinds[: self.size] == LEARN)
         if not len(at):
             return
-        spec, loss, usual = room.spec, pipeline.task.loss, monitors.usual
+        spec, usual = room.spec, monitors.usual
         if usual.state.mean.shape[1:] != (spec.rows, spec.columns):
             usual.state = empty_usual(1, spec.rows, spec.columns)
-        judged = 1 if loss.row_wise else spec.columns
+        judged = len(room.signals.losses)
         means = np.zeros((len(at), 3))
         losses, residuals = np.zeros((len(at), judged)), np.zeros((len(at), judged))
         signal_loop.call(
-            SignalSettings(loss_settings(loss), spec.kind == "classification"), usual.state,
-            signal_room(spec.rows, judged), empty_signals(judged), room.guard_box,
-            np.zeros((1, spec.rows, spec.columns)), means, losses, residuals, self.size,
+            room.signal_settings, usual.state, room.signal_room, room.signals, room.guard_box,
+            room.base_rows, means, losses, residuals, self.size,
         )  # fmt: skip
         for i, monitor in monitors.alarms(means, losses, residuals):
             self.alarms.setdefault(int(at[i]), []).append(monitor)
