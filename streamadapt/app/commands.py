@@ -292,7 +292,7 @@ def warm() -> None:
         warmed = warm(lambda done, total: shown(done, total) if shown is not None else None)
     if warmed.problem:  # it is in the log already
         raise typer.Exit(2)
-    print_line(f"the kernels of {warmed.count} parts are compiled, in {cache_folder().path}")
+    print_line(f"the kernels of {warmed.parts} parts are compiled, in {cache_folder().path}")
 
 
 @app.command()

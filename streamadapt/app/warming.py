@@ -40,13 +40,13 @@ class Warmed(NamedTuple):
 
     Attributes
     ----------
-    count : int
+    parts : int
         How many pieces there are.
     problem : str
         Why what was compiled is not kept; empty if it is.
     """
 
-    count: int
+    parts: int
     problem: str
 
 

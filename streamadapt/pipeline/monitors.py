@@ -193,9 +193,7 @@ class Monitors:
     def _firing_at(self, monitor: DriftMonitor, values: Any) -> list[int]:
         """Update a monitor with the values (arrivals, channels); return where it fires."""
         plain = type(monitor).update is DriftMonitor.update
-        if plain and (
-            monitor.detectors is None or isinstance(monitor.detectors, CompiledDetectors)
-        ):
+        if plain and isinstance(monitor.detectors, CompiledDetectors):
             flags: list[int] = np.flatnonzero(monitor.update_many(values)).tolist()
             return flags
         rows = values if monitor.each else values[:, 0].tolist()
