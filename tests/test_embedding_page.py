@@ -14,7 +14,7 @@ def test_the_examples_of_the_page_run(tmp_path, monkeypatch):
     blocks = re.findall(
         r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
     )
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     assert all("assert " in block for block in blocks)
     session: dict[str, object] = {"__name__": "embedding"}
     for i, block in enumerate(blocks):
