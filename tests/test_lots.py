@@ -3,6 +3,7 @@ alone."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -370,3 +371,27 @@ def test_a_gradient_that_is_too_long_sets_a_learner_back_at_its_example(at: int)
     for a, b in zip(one, other, strict=True):
         assert_same(a, b)
     assert same(state, other_state)
+
+
+def test_a_copy_of_a_pipeline_goes_on_by_itself() -> None:
+    expected, _, items, _ = alone("regression-faults")
+    pipeline = STREAMS["regression-faults"][0](on_rejected=print)
+    first = observe(pipeline, items[:400], 50)
+    copied = copy.deepcopy(pipeline)
+    rest = observe(copied, items[400:], 50)
+    observe(pipeline, items[400:600], 7)
+    for one, other in zip(expected, [*first, *rest], strict=True):
+        assert_same(one, other)
+
+
+def test_room_grows_with_the_lots_and_no_further() -> None:
+    pipeline, items = regression(), labelled(1, level, own=False)
+    observe(pipeline, items[:100], 1)
+    small = pipeline.lots.room(1)
+    assert small.size < 20
+    assert small.places.size < 100  # 40 predictions wait at most
+    observe(pipeline, items[100:], 1024)
+    large = pipeline.lots.room(1)
+    assert large.size == 1024
+    assert large.places is small.places
+    assert large.places.size < 4 * len(items)

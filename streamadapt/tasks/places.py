@@ -14,7 +14,7 @@ from streamadapt.tasks.issued import Issued
 
 __all__ = ["Place", "Places", "moved_out"]
 
-FIRST_ROWS = 64
+FIRST_ROWS = 8
 """The number of rows that are allocated first; it doubles when they are used up."""
 
 

@@ -124,27 +124,36 @@ class Lots:
         assert window is not None
         return int(window.values.shape[1])
 
-    def room(self) -> Room:
-        """Return the arrays of the pipeline; new ones when it has been built again."""
-        pipeline = self.pipeline
+    def room(self, wanted: int) -> Room:
+        """Return the arrays of the pipeline, for that many events where possible; new ones when
+        it has been built again."""
+        pipeline, room = self.pipeline, self._room
         parts = (pipeline.spec, pipeline.health, pipeline.guard, pipeline.scores)
-        if self._room is None or any(
+        if room is None or any(
             one is not other for one, other in zip(parts, self._made_for, strict=True)
         ):
-            self._room, self._made_for = Room(pipeline), parts
-        return self._room
+            room, self._made_for = Room(pipeline, wanted), parts
+        elif wanted > room.size < room.most:
+            room = Room(pipeline, wanted, room.places)
+        self._room = room
+        return room
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the arrays out: a copy makes its own."""
+        return vars(self) | {"_room": None, "_made_for": (), "answer": None}
 
     def take(self, items: Items) -> Told | None:
         """Process the first items, as far as they are plain; None if the first is not."""
         if not items.ids:
             return None
-        room, pipeline = self.room(), self.pipeline
-        items = items.first(room.size)
+        room, pipeline = self.room(len(items)), self.pipeline
+        items = items.first(room.most)
         room.places.recycle()
         is_entry = ~np.array(items.is_label, np.bool_)
         taken = None
         if is_entry.any():
-            taken = Entries(pipeline, room, items.values[is_entry], items.times[is_entry])
+            with pipeline.timing.stage("predict"):
+                taken = Entries(pipeline, room, items.values[is_entry], items.times[is_entry])
         task = pipeline.task
         assert isinstance(task, Supervised | Forecast)
         events = events_of(room, task, items, taken)
@@ -156,11 +165,11 @@ class Lots:
             taken.commit()
         events.commit()
         self.taken += events.count
-        return self._run(events)
+        return self._run(events, room)
 
-    def _run(self, events: LotEvents) -> Told:
+    def _run(self, events: LotEvents, room: Room) -> Told:
         """Take the pipeline through the events, in runs that end where snapshots are due."""
-        pipeline, room, first = self.pipeline, self.room(), 0
+        pipeline, first = self.pipeline, 0
         health, keeper = pipeline.health, pipeline.keeper
         assert health is not None
         told = Told(events.count)

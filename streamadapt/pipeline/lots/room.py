@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # the pipeline imports this package
 
 __all__ = ["Room"]
 
+FEWEST_EVENTS: Final = 8
 MOST_EVENTS: Final = 1024
 MOST_BYTES: Final = 64 * 2**20
 """The events of a run take at most this much memory, or there is one of them at a time."""
@@ -34,19 +35,23 @@ class Room:
     ----------
     pipeline : Pipeline
         Built, with learners and a guard that are compiled.
+    wanted : int
+        The number of events of a lot.
+    places : Places, optional
+        Those of an earlier room of the same pipeline.
 
     Attributes
     ----------
     places : Places
-    size : int
-        The most events of a run.
+    size, most : int
+        The most events of a run in this room, and in a larger one.
     lot, path : Lot
         The events for learners that mature by rows, and for those that mature by paths; the same
         but for forecasts. Their outputs are shared.
     guard_lot : GuardLot
     """
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, wanted: int, places: Places | None = None) -> None:
         spec, guard = pipeline.spec, pipeline.guard
         assert spec is not None
         assert isinstance(guard, CompiledGuard)
@@ -68,14 +73,15 @@ class Room:
         self.names = [learner.names for learner in pipeline.learners]
         self.firsts = [sum(map(len, self.names[:i])) for i in range(len(self.names))]
         self.kept = pipeline.intervals.kept
-        self.places = Places(
+        self.places = places or Places(
             spec.window, spec.channels, spec.rows, spec.columns, self.experts,
             self.kept + guard.n_aggregators, spec.embedding or 0,
             len(pipeline.label_requests.blank()),
         )  # fmt: skip
         cells = spec.rows * spec.columns
         each = 8 * cells * (self.experts + 8) + self.places.bytes_each
-        self.size = max(1, min(MOST_EVENTS, MOST_BYTES // each))
+        self.most = max(1, min(MOST_EVENTS, MOST_BYTES // each))
+        self.size = min(self.most, max(FEWEST_EVENTS, 2 * wanted))
         self._make_lots(spec)
         self._make_judging(pipeline)
         self._boxed_for: Any = None
