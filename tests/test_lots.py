@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from core_helpers import with_scaling
 
 from streamadapt import (
     ADCSD,
@@ -32,7 +33,6 @@ from streamadapt import (
     Seasonal,
     Supervised,
 )
-from streamadapt.compiled import ENABLED
 from streamadapt.errors import EntryError
 from streamadapt.models.fit import fit_supervised
 from streamadapt.pipeline.intervals import Intervals
@@ -40,7 +40,7 @@ from streamadapt.tasks.label_budget import LabelBudget
 
 SECOND = 10**9
 CHANNELS = 3
-ENTRIES = 700 if ENABLED else 120
+ENTRIES = 700
 Item = Entry | Label
 
 
@@ -149,11 +149,13 @@ def forecast(**more: Any) -> Pipeline:
         DriftMonitor("kswin", "loss"),
     ]
     more = {"intervals": Intervals(), **more}
-    return Pipeline(Forecast(4, 3), Persistence(3), learners, drift=monitors, **more)
+    base = with_scaling(Persistence(3), CHANNELS, CHANNELS)
+    return Pipeline(Forecast(4, 3), base, learners, drift=monitors, **more)
 
 
 def step(**more: Any) -> Pipeline:
-    return Pipeline(Forecast(3, 1), Persistence(1), [Bias(0.1), RLS(0.98)], **more)
+    base = with_scaling(Persistence(1), CHANNELS, CHANNELS)
+    return Pipeline(Forecast(3, 1), base, [Bias(0.1), RLS(0.98)], **more)
 
 
 def classes(**more: Any) -> Pipeline:
