@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from streamadapt.compiled import compiled
+from streamadapt.compiled import compiled, inlined
 
 __all__ = [
     "absorb",
@@ -111,9 +111,21 @@ def shrink(m: Any, keep: float, ridge: float) -> None:
         m[i, i] += ridge
 
 
+@inlined
+def dot(x: Any, v: Any) -> float:
+    """Return ``x^T v``, both (d,)."""
+    total = 0.0
+    for i in range(v.shape[0]):
+        total += x[i] * v[i]
+    return total
+
+
 @compiled
 def multiply(x: Any, v: Any, out: Any) -> None:
     """``out_h = x^T v_h``; x is (d,)."""
+    if v.shape[1] == 1:
+        out[0] = dot(x, v[:, 0])
+        return
     for h in range(v.shape[1]):
         out[h] = 0.0
     for i in range(v.shape[0]):
