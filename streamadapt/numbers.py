@@ -6,7 +6,7 @@ from typing import Any
 
 from streamadapt.compiled import compiled, inlined
 
-__all__ = ["at_least", "at_most", "clip", "first_largest", "sum_like_numpy", "total"]
+__all__ = ["at_least", "at_most", "clip", "dot", "first_largest", "sum_like_numpy", "total"]
 
 
 @compiled
@@ -25,6 +25,15 @@ def at_most(x: Any, high: Any) -> Any:
 def clip(x: Any, low: Any, high: Any) -> Any:
     """Return the number in [low, high] that is nearest to x."""
     return at_most(at_least(x, low), high)
+
+
+@inlined
+def dot(x: Any, y: Any) -> Any:
+    """Return ``x^T y``, added up in order."""
+    result = 0.0
+    for i in range(x.shape[0]):
+        result += x[i] * y[i]
+    return result
 
 
 @inlined

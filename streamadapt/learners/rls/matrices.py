@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from streamadapt.compiled import compiled, inlined
+from streamadapt.compiled import compiled
+from streamadapt.numbers import dot
 
 __all__ = [
     "absorb",
@@ -109,15 +110,6 @@ def shrink(m: Any, keep: float, ridge: float) -> None:
         for j in range(m.shape[0]):
             m[i, j] *= keep
         m[i, i] += ridge
-
-
-@inlined
-def dot(x: Any, v: Any) -> float:
-    """Return ``x^T v``, both (d,)."""
-    total = 0.0
-    for i in range(v.shape[0]):
-        total += x[i] * v[i]
-    return total
 
 
 @compiled
