@@ -7,7 +7,7 @@ from typing import Any
 
 from streamadapt.compiled import compiled
 
-__all__ = ["factorise", "solve"]
+__all__ = ["factorise", "solve", "solve_one"]
 
 
 @compiled
@@ -26,6 +26,20 @@ def factorise(m: Any) -> bool:
             for j in range(i, n):
                 m[i, j] -= factor * m[k, j]
     return True
+
+
+@compiled
+def solve_one(upper: Any, b: Any) -> None:
+    """``b <- (U^T U)^-1 b``; b is (d,). The same as `solve`, whose columns are independent."""
+    d = b.shape[0]
+    for k in range(d):
+        b[k] /= upper[k, k]
+        for i in range(k + 1, d):
+            b[i] -= upper[k, i] * b[k]
+    for k in range(d - 1, -1, -1):
+        for i in range(k + 1, d):
+            b[k] -= upper[k, i] * b[i]
+        b[k] /= upper[k, k]
 
 
 @compiled

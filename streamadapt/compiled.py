@@ -45,6 +45,7 @@ __all__ = [
     "compiled",
     "compiling",
     "fingerprint",
+    "inlined",
     "not_kept",
 ]
 
@@ -68,6 +69,7 @@ functions do, and so without a way to make an array."""
 _PLAIN: Final = (int, float, complex, str, bytes, slice, EllipsisType)
 _LIBRARIES: Final = ("numba", "llvmlite", "numpy")
 _marked: list[Callable[..., Any]] = []
+_inlined: set[Callable[..., Any]] = set()
 _lock = threading.RLock()
 _compiling: set[str] = set()
 _announced = threading.Event()
@@ -96,13 +98,25 @@ def compiled(function: F) -> F:
     return function
 
 
+def inlined(function: F) -> F:
+    """Mark a function as `compiled` does, for a copy of its code in place of each call.
+
+    A call writes the fields of all its arrays to the stack. Small functions that are called for
+    each number cost less than that; so do the steps of a guard, which have dozens of arrays. A
+    copy takes time to compile: a function of many lines is inlined only if one place calls it.
+    """
+    _inlined.add(function)
+    return compiled(function)
+
+
 def _register_marked() -> None:
     """Tell numba of the functions marked since the last call: importing them is free until a
     kernel is needed."""
     from numba.extending import register_jitable
 
     while _marked:
-        register_jitable(**MARKED_OPTIONS)(_marked.pop())
+        function = _marked.pop()
+        register_jitable(**MARKED_OPTIONS, forceinline=function in _inlined)(function)
 
 
 def fingerprint(*functions: Callable[..., Any]) -> str:
@@ -185,6 +199,7 @@ def _has_a_version(value: Any) -> bool:
 
 def _parts_of_function(function: FunctionType, seen: set[int]) -> Iterator[Any]:
     yield function.__module__, function.__qualname__  # compiled code imports the module again
+    yield function in _inlined
     defaults = (
         function.__defaults__ or (),
         tuple(sorted((function.__kwdefaults__ or {}).items())),

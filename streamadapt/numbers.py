@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from streamadapt.compiled import compiled
+from streamadapt.compiled import compiled, inlined
 
-__all__ = ["at_least", "at_most", "clip", "first_largest", "sum_like_numpy", "total"]
+__all__ = ["at_least", "at_most", "clip", "dot", "first_largest", "sum_like_numpy", "total"]
 
 
 @compiled
@@ -27,10 +27,24 @@ def clip(x: Any, low: Any, high: Any) -> Any:
     return at_most(at_least(x, low), high)
 
 
-@compiled
+@inlined
+def dot(x: Any, y: Any) -> Any:
+    """Return ``x^T y``, added up in order."""
+    result = 0.0
+    for i in range(x.shape[0]):
+        result += x[i] * y[i]
+    return result
+
+
+@inlined
 def total(x: Any) -> Any:
     """Return the sum of x, added up in eight parts that do not wait for each other."""
     n = x.shape[0]
+    rest = 0.0
+    for i in range(n - n % 8, n):
+        rest += x[i]
+    if n < 8:
+        return rest
     a, b, c, d, e, f, g, h = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     for i in range(0, n - 7, 8):
         a += x[i]
@@ -41,9 +55,6 @@ def total(x: Any) -> Any:
         f += x[i + 5]
         g += x[i + 6]
         h += x[i + 7]
-    rest = 0.0
-    for i in range(n - n % 8, n):
-        rest += x[i]
     return ((a + b) + (c + d)) + ((e + f) + (g + h)) + rest
 
 

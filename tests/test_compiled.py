@@ -175,6 +175,15 @@ def test_a_digest_changes_with_the_options_of_a_compiled_function() -> None:
     assert found[0] != found[1]
 
 
+def test_a_digest_changes_with_the_mark_of_an_inlined_function() -> None:
+    def half(x: float) -> float:
+        return 0.5 * x
+
+    first = fingerprint(half)
+    module.inlined(half)
+    assert fingerprint(half) != first
+
+
 A_LIST, A_MODULE = [1.0, 2.0], np
 
 

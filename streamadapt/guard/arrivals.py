@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from streamadapt.compiled import compiled
+from streamadapt.compiled import compiled, inlined
 from streamadapt.numbers import at_least, at_most, clip, total
 from streamadapt.records import Array, Mask
 from streamadapt.tasks.loss_kernels import (
@@ -256,7 +256,7 @@ def group_regrets(loss: Any, a: Any, experts: Any, own: Any, signal: Any) -> Non
     _finish(signal)
 
 
-@compiled
+@inlined
 def _or_nothing(value: Any, known: Any) -> Any:
     """Return the value; 0 where it is not known, or not a number: that speaks for nobody."""
     return value if known and value == value else 0.0
@@ -279,7 +279,7 @@ def _begin(known: Any, signal: Any) -> None:
                 cells[h if groups_h > 1 else 0, j if groups_c > 1 else 0] += 1.0
 
 
-@compiled
+@inlined
 def _add(cells: Any, values: Any, k: int, h: int) -> None:
     """Add the cells (judged,) of expert k and row h to the sums of their groups (experts,
     groups_h, groups_c)."""
@@ -297,7 +297,8 @@ def _finish(signal: Any) -> None:
     """Divide the sums of each group by its number of cells."""
     values, cells = signal.values, signal.cells
     size, groups_h, groups_c = values.shape
-    for k in range(size):
-        for i in range(groups_h):
-            for j in range(groups_c):
-                values[k, i, j] /= at_least(cells[i, j], 1.0)
+    for i in range(groups_h):
+        for j in range(groups_c):
+            count = at_least(cells[i, j], 1.0)
+            for k in range(size):
+                values[k, i, j] /= count

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from streamadapt.compiled import compiled
+from streamadapt.compiled import compiled, inlined
 from streamadapt.guard import boa, fixed_share, ml_poly, stacking
 from streamadapt.guard.arrivals import Arrival, Signal, group_losses, group_regrets, take_in
 from streamadapt.guard.boa import BoaSettings, BoaState
@@ -86,7 +86,7 @@ class TwoLayerRoom(NamedTuple):
     own_truths: Array
 
 
-@compiled
+@inlined
 def two_layer_mix(c: Any, p: Any, s: Any, key: int, w: Any, experts: Any, own: Any,
                   shares: Any) -> None:  # fmt: skip
     """Mix the experts in layer 1, and the base and these mixtures in layer 2."""
@@ -99,8 +99,14 @@ def two_layer_mix(c: Any, p: Any, s: Any, key: int, w: Any, experts: Any, own: A
     for v in range(stack, n):
         within_experts(experts, own[v])
     offer(experts, own, w.offered)
-    mixture(s.second.weights[key, 0], w.offered, own[n])
-    share_all(s, key, shares)
+    upper = s.second.weights[key, 0]
+    mixture(upper, w.offered, own[n])
+    share_of_base(upper, shares)
+    n = add_shares(s.share.weights, key, upper, 1, shares)
+    n = add_shares(s.boa.weights, key, upper, n, shares)
+    n = add_shares(s.poly.weights, key, upper, n, shares)
+    n = add_shares(s.cell.weights, key, upper, n, shares)
+    add_shares(s.stack.weights, key, upper, n, shares)
 
 
 @compiled
@@ -132,20 +138,14 @@ def offer(base: Any, own: Any, offered: Any) -> None:
 
 
 @compiled
-def share_all(s: Any, key: int, shares: Any) -> None:
-    """Write each expert's share of what is served, the mean over all cells; the base is the
-    first."""
-    upper = s.second.weights[key, 0]
+def share_of_base(upper: Any, shares: Any) -> None:
+    """Write each expert's share of what is served, the mean over all cells, as far as it is layer
+    2's own: that of the base, the first."""
     rows = upper.shape[1]
     for k in range(shares.shape[0]):
         shares[k] = 0.0
     for h in range(rows):
         shares[0] += upper[0, h, 0] / rows
-    n = add_shares(s.share.weights, key, upper, 1, shares)
-    n = add_shares(s.boa.weights, key, upper, n, shares)
-    n = add_shares(s.poly.weights, key, upper, n, shares)
-    n = add_shares(s.cell.weights, key, upper, n, shares)
-    add_shares(s.stack.weights, key, upper, n, shares)
 
 
 @compiled
@@ -164,49 +164,48 @@ def add_shares(weights: Any, key: int, upper: Any, first: int, shares: Any) -> A
     return first + variants(weights)
 
 
-@compiled
+@inlined
 def two_layer_learn(c: Any, p: Any, s: Any, key: int, w: Any, y: Any) -> None:
     """Let all rules learn from one matured arrival."""
-    a = w.arrival
+    a, loss, experts, own = w.arrival, c.loss, y.experts, y.own
     if not take_in(c, s.error[key], a, y):
         return
-    if c.loss.form == LOG:
-        probabilities_of_truth(y.experts, a.target, w.truths)
-        probabilities_of_truth(y.own, a.target, w.own_truths)
-        learn_both_layers(c.loss, p, s, key, w, w.truths, w.own_truths)
-        return
-    learn_both_layers(c.loss, p, s, key, w, y.experts, y.own)
-    rows, columns = a.target.shape
-    for h in range(rows):
-        for j in range(columns):
-            w.length[h, j] = length_of(c.loss, a.scale[h, j])
-    stacking.learn(p.stack, s.stack, key, w.stack, y.experts, a.target, w.length, a.known)
-
-
-@compiled
-def learn_both_layers(loss: Any, p: Any, s: Any, key: int, w: Any, experts: Any,
-                      own: Any) -> None:  # fmt: skip
-    """Let all rules but the stack learn; `experts` and `own` are what is judged."""
+    if loss.form == LOG:
+        experts, own = w.truths, w.own_truths
+        probabilities_of_truth(y.experts, a.target, experts)
+        probabilities_of_truth(y.own, a.target, own)
     n = variants(s.share.weights)
-    group_losses(loss, w.arrival, experts, w.first)
+    group_losses(loss, a, experts, w.first)
     for v in range(n):
         fixed_share.learn(p.share, s.share, key, v, w.first)
     for v in range(variants(s.boa.weights)):
-        group_regrets(loss, w.arrival, experts, own[n], w.first)
+        group_regrets(loss, a, experts, own[n], w.first)
         boa.learn(p.boa, s.boa, key, v, w.first)
         n += 1
     for v in range(variants(s.poly.weights)):
-        group_regrets(loss, w.arrival, experts, own[n], w.first)
+        group_regrets(loss, a, experts, own[n], w.first)
         ml_poly.learn(p.poly, s.poly, key, v, w.first)
         n += 1
     for v in range(variants(s.cell.weights)):
-        group_regrets(loss, w.arrival, experts, own[n], w.cell)
+        group_regrets(loss, a, experts, own[n], w.cell)
         boa.learn(p.cell, s.cell, key, v, w.cell)
         n += 1
-    n += variants(s.stack.weights)
+    for _ in range(variants(s.stack.weights)):
+        lengths_of(loss, a.scale, w.length)
+        stacking.learn(p.stack, s.stack, key, w.stack, experts, a.target, w.length, a.known)
+        n += 1
     offer(experts, own, w.judged)
-    group_regrets(loss, w.arrival, w.judged, own[n], w.second)
+    group_regrets(loss, a, w.judged, own[n], w.second)
     ml_poly.learn(p.second, s.second, key, 0, w.second)
+
+
+@compiled
+def lengths_of(loss: Any, scale: Any, length: Any) -> None:
+    """Convert the scale of the losses to the unit of the predictions, both (rows, columns)."""
+    rows, columns = scale.shape
+    for h in range(rows):
+        for j in range(columns):
+            length[h, j] = length_of(loss, scale[h, j])
 
 
 class HedgeState(NamedTuple):

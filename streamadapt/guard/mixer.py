@@ -18,6 +18,7 @@ import numpy as np
 from streamadapt.compiled import Kernel, compiled
 from streamadapt.errors import ConfigError
 from streamadapt.guard.arrivals import Signal
+from streamadapt.numbers import dot
 from streamadapt.records import Array, Mask
 
 __all__ = ["Aggregator", "CompiledAggregator", "Mixer", "by_group", "discounts_of", "mixture"]
@@ -37,6 +38,9 @@ def mixture(weights: Any, predictions: Any, out: Any) -> None:
     rows, columns = out.shape
     for h in range(rows):
         i = h if groups_h > 1 else 0
+        if columns == 1:
+            out[h, 0] = dot(weights[:, i, 0], predictions[:, h, 0])
+            continue
         for j in range(columns):
             out[h, j] = 0.0
         for k in range(experts):

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from streamadapt.cholesky import factorise, solve
+from streamadapt.cholesky import factorise, solve_one
 from streamadapt.compiled import Kernel, compiled
 from streamadapt.errors import ConfigError
 from streamadapt.guard.mixer import Mixer
@@ -53,11 +53,10 @@ class StackState(NamedTuple):
 
 
 class StackRoom(NamedTuple):
-    """`a` is (experts, experts), the others (experts,); `column` is `b` as (experts, 1)."""
+    """`a` is (experts, experts), the others (experts,)."""
 
     a: Array
     b: Array
-    column: Array
     w: Array
     x: Array
 
@@ -65,7 +64,7 @@ class StackRoom(NamedTuple):
 def empty_stack_room(experts: int) -> StackRoom:
     """Return room for a stack of that number of experts."""
     b, w, x = (np.zeros(experts) for _ in range(3))
-    return StackRoom(np.zeros((experts, experts)), b, b[:, None], w, x)
+    return StackRoom(np.zeros((experts, experts)), b, w, x)
 
 
 @compiled
@@ -183,7 +182,7 @@ def _solve(p: Any, s: Any, key: int, i: int, j: int, w: Any) -> None:
         a[k, k] += at_least(RELATIVE_RIDGE * mean, p.ridge)
     if not factorise(a):
         return
-    solve(a, w.column)
+    solve_one(a, b)
     total = 0.0
     for k in range(experts):
         total += b[k]

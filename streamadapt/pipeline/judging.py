@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from streamadapt.compiled import compiled
+from streamadapt.compiled import compiled, inlined
 from streamadapt.numbers import total
 from streamadapt.records import Array, Mask
 from streamadapt.tasks.loss_kernels import LOG, loss_of
@@ -180,7 +180,7 @@ def _mark_known(loss: Any, known: Any, mask: Any) -> Any:
     return count
 
 
-@compiled
+@inlined
 def _loss_at(loss: Any, prediction: Any, target: Any, j: int) -> Any:
     """Return the loss of cell j of a row (columns,), or of a row of classes."""
     if loss.form != LOG:
@@ -191,7 +191,7 @@ def _loss_at(loss: Any, prediction: Any, target: Any, j: int) -> Any:
     return loss_of(loss, truth, 1.0)
 
 
-@compiled
+@inlined
 def _sum_of(loss: Any, w: Any, prediction: Any, target: Any) -> Any:
     """Return the sum of the known losses of one role, (rows, columns)."""
     rows, judged = w.known.shape

@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 from streamadapt.compiled import compiled
+from streamadapt.numbers import dot
 
 __all__ = [
     "absorb",
@@ -114,6 +115,9 @@ def shrink(m: Any, keep: float, ridge: float) -> None:
 @compiled
 def multiply(x: Any, v: Any, out: Any) -> None:
     """``out_h = x^T v_h``; x is (d,)."""
+    if v.shape[1] == 1:
+        out[0] = dot(x, v[:, 0])
+        return
     for h in range(v.shape[1]):
         out[h] = 0.0
     for i in range(v.shape[0]):

@@ -6,7 +6,7 @@ import math
 from typing import Any, Final, NamedTuple
 
 from streamadapt.cholesky import factorise, solve
-from streamadapt.compiled import compiled
+from streamadapt.compiled import compiled, inlined
 from streamadapt.learners.base import INNOVATION_RATE
 from streamadapt.learners.least_squares import boosted, clipped
 from streamadapt.learners.probabilities import clip_to_simplex
@@ -109,7 +109,7 @@ class RLSRoom(NamedTuple):
     solved: Array
 
 
-@compiled
+@inlined
 def predict(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, out: Any) -> None:
     """``out = base + scale * x^T v``; for classes brought back to the simplex."""
     if p.season:
@@ -126,7 +126,7 @@ def predict(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, out: Any) -> None:
             clip_to_simplex(out[e, 0])
 
 
-@compiled
+@inlined
 def learn(c: Any, p: Any, s: Any, key: int, w: Any, x: Any, y: Any) -> None:
     """Learn what has become known, with the gain of the entry that it belongs to."""
     some = fill_left(c, w, x, y)
@@ -202,7 +202,7 @@ def copy_season(source: Any, season: Any) -> None:
             season[i, h] = source[i, h]
 
 
-@compiled
+@inlined
 def learn_squares(c: Any, p: Any, s: Any, key: int, w: Any, y: Any) -> None:
     """``v_h <- v_h + k_h clip(e_h)``."""
     head = put_inputs(s, key, w) if c.forecast else 0
