@@ -119,6 +119,14 @@ class PredictionColumns:
     drifts : list of (int, str)
         Prediction and detector: ``(17, "adwin:loss")``.
     refused : list of RefusedItem
+
+    Examples
+    --------
+    >>> from streamadapt import Forecast, Persistence, Pipeline
+    >>> pipeline = Pipeline(Forecast(1, 2), Persistence(2))
+    >>> found = pipeline.observe_lot(Columns([[3.0], [4.0]], times=[0, 10**9]))
+    >>> len(found), found.served[1].tolist(), found.names
+    (2, [[4.0], [4.0]], ('base',))
     """
 
     items: npt.NDArray[np.int64]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,13 +10,11 @@ import torch
 from streamadapt.models.contract import BaseOutput, Spec
 from streamadapt.models.device import is_fatal
 from streamadapt.models.steps import LotOfWindows, answer_loop
+from streamadapt.pipeline.lots.host import Host
 from streamadapt.pipeline.lots.room import Room
 from streamadapt.pipeline.origin import finite_output
 from streamadapt.pipeline.taking import Arriving, Channels, Clock, take_entries
 from streamadapt.records import Array
-
-if TYPE_CHECKING:  # the pipeline imports this package
-    from streamadapt.pipeline.pipeline import Pipeline
 
 __all__ = ["Entries"]
 
@@ -26,7 +24,7 @@ class Entries:
 
     Parameters
     ----------
-    pipeline : Pipeline
+    pipeline : Host
     room : Room
     values : ndarray, (entries, channels), float64
     times : ndarray, (entries,), int64, ns
@@ -42,7 +40,7 @@ class Entries:
         The event times that they get.
     """
 
-    def __init__(self, pipeline: Pipeline, room: Room, values: Array, times: Any) -> None:
+    def __init__(self, pipeline: Host, room: Room, values: Array, times: Any) -> None:
         self.pipeline, self.room, self.count = pipeline, room, len(values)
         self.values, self.own_times = values, times
         room.places.reserve(self.count)

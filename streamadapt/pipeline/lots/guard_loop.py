@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from streamadapt.compiled import ENABLED, Kernel, compiled
+from streamadapt.compiled import Kernel, compiled
 from streamadapt.guard.arrivals import Matured
 from streamadapt.guard.compiled import Steps
 from streamadapt.learners.lots import ENTRY, LEARN
@@ -23,7 +23,7 @@ from streamadapt.pipeline.judging import (
 from streamadapt.records import Array
 from streamadapt.tasks.loss_kernels import scale_of
 
-__all__ = ["BAD_EXPERT", "BAD_MIXTURE", "BROKEN", "DONE", "GuardLot", "Judging", "boxed",
+__all__ = ["BAD_EXPERT", "BAD_MIXTURE", "BROKEN", "DONE", "GuardLot", "Judging",
            "guard_loop"]  # fmt: skip
 
 DONE: Final = 0
@@ -202,12 +202,3 @@ def guard_loop(steps: Steps) -> Kernel:
         return CODES * stop
 
     return Kernel(run, "health and guard over a lot")
-
-
-def boxed(fields: GuardLot | Judging) -> Any:
-    """Return numba's holder of many arrays, or the tuple itself if nothing is compiled."""
-    if not ENABLED:
-        return fields
-    from streamadapt.pipeline.lots.boxes import guard_lot_box, judging_box
-
-    return guard_lot_box(fields) if isinstance(fields, GuardLot) else judging_box(fields)

@@ -8,7 +8,7 @@ where a lot ends.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from streamadapt.learners.lots import LEARN
 from streamadapt.models.contract import BaseOutput
 from streamadapt.pipeline.intervals import Intervals, NoIntervals
 from streamadapt.pipeline.lots.entries import Entries
+from streamadapt.pipeline.lots.host import Host
 from streamadapt.pipeline.lots.items import Items
 from streamadapt.pipeline.lots.matching import LotEvents, events_of
 from streamadapt.pipeline.lots.room import Room
@@ -27,9 +28,6 @@ from streamadapt.pipeline.lots.run import Run
 from streamadapt.pipeline.lots.tell import Tell, Told
 from streamadapt.pipeline.rollback import UNTIL_SNAPSHOT
 from streamadapt.tasks import Forecast, Supervised
-
-if TYPE_CHECKING:  # the pipeline imports this package
-    from streamadapt.pipeline.pipeline import Pipeline
 
 __all__ = ["Lots"]
 
@@ -39,7 +37,7 @@ class Lots:
 
     Parameters
     ----------
-    pipeline : Pipeline
+    pipeline : Host
 
     Attributes
     ----------
@@ -51,7 +49,7 @@ class Lots:
         The inputs and the answer of the base that ended the last lot: it is not asked twice.
     """
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Host) -> None:
         self.pipeline = pipeline
         self._room: Room | None = None
         self._made_for: tuple[Any, ...] = ()

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
+from streamadapt.compiled import ENABLED
 from streamadapt.drift.signal_kernels import SignalSettings, empty_signals, signal_room
 from streamadapt.guard.compiled import CompiledGuard
 from streamadapt.learners.compiled import boxed as boxed_lot
 from streamadapt.learners.lots import Lot
 from streamadapt.models.contract import Spec
 from streamadapt.models.steps import BaseSteps
-from streamadapt.pipeline.lots.guard_loop import GuardLot, Judging, boxed
+from streamadapt.pipeline.lots.guard_loop import GuardLot, Judging
+from streamadapt.pipeline.lots.host import Host
 from streamadapt.tasks.loss_kernels import loss_settings
 from streamadapt.tasks.outlier_kernels import outlier_room
 from streamadapt.tasks.places import Places
-
-if TYPE_CHECKING:  # the pipeline imports this package
-    from streamadapt.pipeline.pipeline import Pipeline
 
 __all__ = ["Room"]
 
@@ -33,7 +32,7 @@ class Room:
 
     Parameters
     ----------
-    pipeline : Pipeline
+    pipeline : Host
         Built, with learners and a guard that are compiled.
     wanted : int
         The number of events of a lot.
@@ -51,7 +50,7 @@ class Room:
     guard_lot : GuardLot
     """
 
-    def __init__(self, pipeline: Pipeline, wanted: int, places: Places | None = None) -> None:
+    def __init__(self, pipeline: Host, wanted: int, places: Places | None = None) -> None:
         spec, guard = pipeline.spec, pipeline.guard
         assert spec is not None
         assert isinstance(guard, CompiledGuard)
@@ -107,7 +106,7 @@ class Room:
             np.zeros((n, spec.rows, judged)), places.experts, places.own,
         )  # fmt: skip
 
-    def _make_judging(self, pipeline: Pipeline) -> None:
+    def _make_judging(self, pipeline: Host) -> None:
         health, scores, spec = pipeline.health, pipeline.scores, self.spec
         assert health is not None
         origin = spec.output_origin
@@ -163,3 +162,12 @@ class Room:
         self.path_box = self.lot_box if self.path is self.lot else boxed_lot(self.path)
         self.guard_box = boxed(self._guard_lot)
         self._boxed_for = places.experts
+
+
+def boxed(fields: GuardLot | Judging) -> Any:
+    """Return numba's holder of many arrays, or the tuple itself if nothing is compiled."""
+    if not ENABLED:
+        return fields
+    from streamadapt.pipeline.lots.boxes import guard_lot_box, judging_box
+
+    return guard_lot_box(fields) if isinstance(fields, GuardLot) else judging_box(fields)

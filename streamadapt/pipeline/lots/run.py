@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,10 +17,8 @@ from streamadapt.pipeline.lots.guard_loop import (
     CODES,
     guard_loop,
 )
+from streamadapt.pipeline.lots.host import Host
 from streamadapt.pipeline.lots.room import Room
-
-if TYPE_CHECKING:  # the pipeline imports this package
-    from streamadapt.pipeline.pipeline import Pipeline
 
 __all__ = ["Run"]
 
@@ -30,14 +28,14 @@ class Run:
 
     Parameters
     ----------
-    pipeline : Pipeline
+    pipeline : Host
     room : Room
         Its arrays hold the events.
     stop : int
         How many there are.
     """
 
-    def __init__(self, pipeline: Pipeline, room: Room, stop: int) -> None:
+    def __init__(self, pipeline: Host, room: Room, stop: int) -> None:
         self.pipeline, self.room, self.stop = pipeline, room, stop
         assert pipeline.health is not None
         self.health = pipeline.health

@@ -3,7 +3,7 @@ statistics. None of them changes learners or guard."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from streamadapt.learners.lots import ENTRY, LEARN
 from streamadapt.pipeline.interval_kernels import empty_intervals
 from streamadapt.pipeline.intervals import Intervals
 from streamadapt.pipeline.label_requests import LabelFields, put_sums, sums_of
+from streamadapt.pipeline.lots.host import Host
 from streamadapt.pipeline.lots.matching import ForecastEvents, LotEvents
 from streamadapt.pipeline.lots.room import Room
 from streamadapt.pipeline.lots.tell_loops import interval_loop, note_loop, signal_loop
@@ -19,9 +20,6 @@ from streamadapt.records import Array
 from streamadapt.tasks import Matured
 from streamadapt.tasks.loss_kernels import loss_settings
 from streamadapt.tasks.places import Place
-
-if TYPE_CHECKING:  # the pipeline imports this package
-    from streamadapt.pipeline.pipeline import Pipeline
 
 __all__ = ["Tell", "Told"]
 
@@ -66,7 +64,7 @@ class Tell:
 
     Parameters
     ----------
-    pipeline : Pipeline
+    pipeline : Host
     room : Room
         The run, after learners and guard.
     events : LotEvents
@@ -75,7 +73,7 @@ class Tell:
     """
 
     def __init__(
-        self, pipeline: Pipeline, room: Room, events: LotEvents, first: int, stop: int
+        self, pipeline: Host, room: Room, events: LotEvents, first: int, stop: int
     ) -> None:
         self.pipeline, self.room, self.events = pipeline, room, events
         self.first, self.stop, self.size = first, stop, stop - first
