@@ -217,8 +217,12 @@ class SupervisedEvents(LotEvents):
         task = self.task
         absurd, actions = task.absurd, self.actions[: self.marks[self.count]]
         self.learned = [n for n, action in enumerate(actions) if action[0] == LEARN]
-        labels = [self._value(actions[n][4]) for n in self.learned]
-        self.labels = np.array(labels, np.float64).reshape(len(labels), task.outputs)
+        found_at = [actions[n][4] for n in self.learned]
+        if not self.own:  # the usual case
+            self.labels = self.items.labels[found_at]
+        else:
+            labels = [self._value(at) for at in found_at]
+            self.labels = np.array(labels, np.float64).reshape(len(labels), task.outputs)
         if not self.learned or task.classes is not None or absurd.limit == np.inf:
             return
         rows = np.array([actions[n][2] for n in self.learned], np.int64)
@@ -260,10 +264,14 @@ class SupervisedEvents(LotEvents):
     def commit(self) -> None:
         """Let the task have seen the items."""
         task, places, count = self.task, self.room.places, self.task.outcomes
-        waiting, closed, ttl = task.waiting, task.closed, task.ttl
+        waiting, closed, span, most = task.waiting, task.closed, 2 * task.ttl, 2 * task.max_pending
+        first = next(iter(closed.values()), None)
         for kind, id_, row, time, _ in self.done:
             if kind == ENTRY:
-                forget_old(closed, time - 2 * ttl, 2 * task.max_pending)
+                first = first or next(iter(closed.values()), None)
+                while first is not None and (time - first[0] > span or len(closed) >= most):
+                    closed.popitem(last=False)
+                    first = next(iter(closed.values()), None)
                 waiting[id_] = Waiting(Place(places, row, id_, time))
                 continue
             one = waiting.pop(id_)
@@ -391,15 +399,6 @@ def _of_learners(room: Room, values: Array) -> Any:
     """Return outputs or targets as learners get them: less the origin, rounded to float32."""
     origin = room.spec.output_origin
     return less_origin(values, None if origin is None else origin.numpy())
-
-
-def forget_old(closed: Any, before: int, most: int) -> None:
-    """Forget ids whose entries are older than a time, and the oldest beyond `most`."""
-    while closed:
-        id_, (time, _) = next(iter(closed.items()))
-        if time >= before and len(closed) < most:
-            break
-        del closed[id_]
 
 
 def events_of(
