@@ -121,6 +121,6 @@ def run(learner: ErrorMemory, lot: Lot, size: int, *, compiled: bool = True) -> 
     parts = Parts(shared_of(spec), learner.settings(spec), learner.state, learner.room(spec), 0, 1)
     kernel = kernel_of(learner.steps_for(spec))
     if compiled and ENABLED:
-        kernel(lot_box(lot), size, parts_box(parts))
+        kernel(lot_box(lot), 0, size, parts_box(parts))
     else:
-        kernel.function(lot, size, parts)
+        kernel.function(lot, 0, size, parts)

@@ -48,6 +48,10 @@ CALLS: dict[tuple[str, str], str] = {
         "gzip.decompress",
     ): "the demo's data, which an installed package ships",
     ("streamadapt/app/demo/view.py", "subprocess.Popen"): "a type",
+    (
+        "streamadapt/drift/compiled.py",
+        "self.form.load",
+    ): "a detector's arrays from a checkpoint's tree of arrays and numbers",
     ("streamadapt/models/contract.py", "copy.deepcopy().eval"): "a module's mode",
     ("streamadapt/learners/tta/copies.py", "copy.deepcopy().to().eval"): "a module's mode",
     ("streamadapt/app/warming.py", "point.load"): "an entry point: installed code, to compile it",
@@ -135,6 +139,7 @@ CALLS: dict[tuple[str, str], str] = {
     ): "a stream, line by bounded line",
 }
 IMPORTS: dict[tuple[str, str], str] = {
+    ("streamadapt/app/warming.py", "multiprocessing"): "its own processes: names of kernels",
     ("streamadapt/app/demo/broker.py", "ctypes"): "above",
     ("streamadapt/app/demo/broker.py", "subprocess"): "above",
     ("streamadapt/app/demo/cgm.py", "gzip"): "above",

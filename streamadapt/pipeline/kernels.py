@@ -49,7 +49,7 @@ def kernel_steps(pipeline: Pipeline | KeyedPipeline) -> list[Step]:
 
 def try_learner(learner: Learner, kind: TaskKind, columns: int = 1) -> None:
     """Build a copy of a learner for a task of the smallest size."""
-    given, to_predict = torch.ones(1), torch.ones(columns)
+    given, to_predict = (torch.ones(n, dtype=torch.float32) for n in (1, columns))
     spec = Spec(kind, 1, 1, 1, columns, given, given, to_predict, to_predict, torch.device("cpu"))
     deepcopy(learner).build(spec)
 
@@ -63,11 +63,11 @@ def try_lots(
     classes = 2 if kind == "classification" else None
     task = Forecast(window, 1) if forecast else Supervised(window, classes=classes)
     columns = classes or 1
-    scaling = {name: torch.zeros(1) for name in ("input_loc", "output_loc")}
-    scaling |= {name: torch.ones(1) for name in ("input_scale", "output_scale")}
-    if classes is not None:
-        scaling |= {"output_loc": torch.zeros(classes), "output_scale": torch.ones(classes)}
-    weights = torch.zeros(window if forecast else window + 1, columns)
+    sizes = {"input": 1, "output": columns}
+    scaling = {f"{side}_loc": torch.zeros(n, dtype=torch.float32) for side, n in sizes.items()}
+    scaling |= {f"{side}_scale": torch.ones(n, dtype=torch.float32) for side, n in sizes.items()}
+    shape = (window if forecast else window + 1, columns)
+    weights = torch.zeros(shape, dtype=torch.float32)
     base = Linear(kind, weights, window, subtract_last=forecast, scaling=scaling)
     pipeline = Pipeline(
         task, base, [one for one in map(deepcopy, learners) if isinstance(one, CompiledLearner)],

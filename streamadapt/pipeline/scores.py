@@ -44,7 +44,7 @@ class Scores:
         self.sums = np.zeros(len(self.roles))
         self.counts = np.zeros(len(self.roles), np.int64)
 
-    def load(self, stats: Stats) -> None:
+    def go_on_from(self, stats: Stats) -> None:
         """Read the sums of the statistics."""
         self.sums[:] = [stats.loss_sum[role] for role in self.roles]
         self.counts[:] = [stats.loss_cells[role] for role in self.roles]
@@ -63,7 +63,7 @@ class Scores:
         ndarray, (experts,)
             The mean loss of each expert; NaN if they are not all known.
         """
-        self.load(stats)
+        self.go_on_from(stats)
         given = np.array(experts), np.array(served), np.array(target), np.array(mask)
         known = _SCORE(self.loss, self.room, *given, float(weight), self.sums, self.counts)
         self.store(stats)

@@ -67,7 +67,7 @@ def polar(matrix: Any, w: Any, out: Any) -> None:
     size = length_of(matrix) / math.sqrt(n)
     found = size < math.inf
     if found:
-        load(matrix, size, w.x)
+        scaled(matrix, size, w.x)
         found = orthogonalise(w)
         if not found:  # directions are missing
             nudge(w.x)
@@ -98,7 +98,7 @@ def length_of(matrix: Any) -> float:
 
 
 @compiled
-def load(matrix: Any, size: float, x: Any) -> None:
+def scaled(matrix: Any, size: float, x: Any) -> None:
     """``x = matrix / size``, with ones on the diagonal where x is larger; the identity if `size`
     is 0."""
     n = matrix.shape[0] if size > 0.0 else 0

@@ -97,7 +97,7 @@ class Run:
         guard, start, seen = self.pipeline.guard, 0, -1
         assert isinstance(guard, CompiledGuard)
         loop = guard_loop(guard.steps)
-        self.pipeline.scores.load(self.pipeline.stats)
+        self.pipeline.scores.go_on_from(self.pipeline.stats)
         while start < self.stop:
             self._bench_out(start)
             stop = min((n for n, _ in self.out if n > start), default=self.stop)
