@@ -50,15 +50,23 @@ class Columns:
         """Convert the columns to arrays, and check their shapes."""
         values = np.array(self.values, np.float64, order="C")
         n = len(values)
-        times = np.array(self.times, np.int64)
+        times = np.array(self.times)
+        if times.ndim != 1 or (len(times) and times.dtype.kind not in "iu"):
+            raise ShapeError(
+                f"times must be whole numbers of ns, one for each item, got {times.dtype} of "
+                f"{times.shape}"
+            )
+        times = times.astype(np.int64)
         is_label = np.zeros(n, np.bool_) if self.is_label is None else self.is_label
-        ids = [str(id_) for id_ in self.ids] if len(self.ids) else [""] * n
+        ids = ["" if id_ is None else str(id_) for id_ in self.ids] or [""] * n
         found: dict[str, Any] = {"values": values, "times": times, "ids": ids}
         found["is_label"] = np.array(is_label, np.bool_)
         if self.labels is not None:
-            found["labels"] = np.array(self.labels, np.float64, order="C").reshape(n, -1)
+            labels = np.array(self.labels, np.float64, order="C")
+            found["labels"] = labels[:, None] if labels.ndim == 1 else labels
         for name, column in found.items():
-            if len(column) != n or (name == "values" and values.ndim != 2):
+            dims = 2 if name in ("values", "labels") else 1
+            if np.ndim(column) != dims or len(column) != n:
                 raise ShapeError(
                     f"{name} must have one row for each item, got {np.shape(column)} for values "
                     f"of {values.shape}"

@@ -21,6 +21,7 @@ from streamadapt import (
     DriftMonitor,
     Entry,
     Forecast,
+    FrozenModel,
     Gain,
     Holt,
     Label,
@@ -33,7 +34,7 @@ from streamadapt import (
     Seasonal,
     Supervised,
 )
-from streamadapt.errors import EntryError
+from streamadapt.errors import EntryError, ShapeError
 from streamadapt.models.fit import fit_supervised
 from streamadapt.pipeline.intervals import Intervals
 from streamadapt.tasks.label_budget import LabelBudget
@@ -397,3 +398,83 @@ def test_room_grows_with_the_lots_and_no_further() -> None:
     assert large.size == 1024
     assert large.places is small.places
     assert large.places.size < 4 * len(items)
+
+
+def test_an_outlier_among_the_first_entries_does_not_part_the_two_ways() -> None:
+    """The intervals begin again when it is found."""
+    values = np.random.default_rng(0).normal(size=(60, 1))
+    values[4, 0] = 1e6
+    items: list[Item] = [Entry(row, t * SECOND) for t, row in enumerate(values)]
+    found = []
+    for lots in (False, True):
+        base = with_scaling(Persistence(1), 1, 1)
+        pipeline = Pipeline(Forecast(1, 1), base, [Bias(0.1)], intervals=Intervals())
+        pipeline.lots.allowed = lots
+        found.append((observe(pipeline, items, 60), state_of(pipeline)))
+    for one, other in zip(found[0][0], found[1][0], strict=True):
+        assert_same(one, other)
+    assert same(found[0][1], found[1][1])
+
+
+class Counting:
+    """A base that counts its calls, and fails in a way that ends the process."""
+
+    def __init__(self, fails_at: int = -1) -> None:
+        self.calls, self.fails_at = 0, fails_at
+
+    def __call__(self, inputs: torch.Tensor) -> Any:
+        self.calls += 1
+        if self.calls == self.fails_at:
+            raise MemoryError
+        embedding = torch.ones(2, 1, dtype=torch.bfloat16) * self.calls
+        return inputs[-1:, :1] * 0.5, embedding
+
+
+def counted(count: Counting, **task: Any) -> Pipeline:
+    base = with_scaling(FrozenModel(count), CHANNELS, 1)
+    monitors = [DriftMonitor("adwin", "embedding")]
+    return Pipeline(Supervised(2, **task), base, [Bias(0.1)], drift=monitors)
+
+
+def test_a_base_is_asked_about_once_for_each_entry_where_lots_end_early() -> None:
+    items = [item for item in labelled(4, level, own=False) if isinstance(item, Entry)][:300]
+    for task in ({"max_pending": 4}, {"ttl": 3 * SECOND}, {}):
+        count = Counting()
+        predictions = observe(counted(count, **task), items, 1024)
+        assert len(predictions) == len(items) - 1
+        assert count.calls < 2.5 * len(items)
+
+
+def test_what_came_before_a_fatal_error_of_the_base_is_taken() -> None:
+    items = labelled(4, level, own=False)
+    pipeline = counted(Counting(fails_at=151))
+    with pytest.raises(MemoryError):
+        pipeline.observe(items)
+    assert pipeline.stats.predictions == 150
+    assert pipeline.lots.taken > 100
+
+
+def test_columns_of_wrong_shapes_are_refused() -> None:
+    values, times = np.zeros((3, 2)), np.arange(3)
+    wrong: list[dict[str, Any]] = [
+        {"times": times[:2]}, {"times": times[:, None]}, {"times": times + 0.5},
+        {"values": values[0]}, {"labels": np.zeros(2)}, {"labels": np.zeros((3, 1, 1))},
+        {"is_label": np.zeros((3, 1))}, {"ids": ["a"]},
+    ]  # fmt: skip
+    for more in wrong:
+        with pytest.raises(ShapeError):
+            Columns(**{"values": values, "times": times, **more})
+    assert len(Columns(np.zeros((0, 2)), np.zeros(0), labels=np.zeros((0, 1)))) == 0
+
+
+def test_columns_with_labels_of_a_wrong_width_or_ids_that_are_no_text_are_refused_one_by_one() -> (
+    None
+):
+    items = labelled(1, level, own=True)[:200]
+    values = np.array([item.values for item in items if isinstance(item, Entry)])
+    times, ids = np.arange(200) * SECOND, [str(t) for t in range(200)]
+    ids[150] = "\ud800"
+    found = regression().observe_lot(Columns(values, times, ids, np.ones((200, 2))))
+    assert len(found) == 198
+    reasons = [one.reason.value for one in found.refused]
+    assert (reasons.count("wrong_width"), reasons.count("wrong_type")) == (199, 1)

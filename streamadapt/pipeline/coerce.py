@@ -25,7 +25,7 @@ from torch import Tensor, float64
 from streamadapt.errors import EntryError, Reason
 from streamadapt.records import NOWHERE, Entry, Label, Position, RefusedLabel
 
-__all__ = ["coerced", "coerced_entry"]
+__all__ = ["coerced", "coerced_entry", "has_surrogate"]
 
 F64: Final = np.dtype(np.float64)
 INT64: Final = range(-(2**63), 2**63)
@@ -108,7 +108,7 @@ def _is_plain(row: object, item: Entry | Label) -> bool:
         and type(time) is int
         and time in INT64
         and type(id_) is str
-        and (id_.isascii() or not _has_surrogate(id_))
+        and (id_.isascii() or not has_surrogate(id_))
         and type(item.position) is Position
         and type(item.position.partition) is int
         and type(item.position.offset) is int
@@ -251,7 +251,7 @@ def _text(given: Any, what: str) -> str:
     if given is None:
         return ""
     if isinstance(given, str):
-        if not given.isascii() and _has_surrogate(given):
+        if not given.isascii() and has_surrogate(given):
             raise _BadError(
                 Reason.WRONG_TYPE,
                 f"{what}: expected text, got a lone surrogate, which is not UTF-8",
@@ -264,7 +264,8 @@ def _text(given: Any, what: str) -> str:
     return str(int(given))
 
 
-def _has_surrogate(text: str) -> bool:
+def has_surrogate(text: str) -> bool:
+    """Return whether a text has half of a UTF-16 pair, which is not UTF-8."""
     return any("\ud800" <= c <= "\udfff" for c in text)
 
 

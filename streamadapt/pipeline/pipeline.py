@@ -70,8 +70,6 @@ __all__ = ["Pipeline"]
 
 Rejected = Callable[[Entry | Label, EntryError], None]
 T = TypeVar("T")
-MOST_ITEMS = 1024
-"""The most items of a lot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +273,8 @@ class Pipeline(ShowsArguments):
             return predictions
         first = 0
         while first < len(items):
-            first += self._observe_first(items[first : first + MOST_ITEMS], predictions)
+            some = items[first : first + self.lots.reach]
+            first += self._observe_first(some, predictions)
         return predictions
 
     def _observe_first(self, given: Sequence[Entry | Label], predictions: list[Prediction]) -> int:
@@ -333,7 +332,7 @@ class Pipeline(ShowsArguments):
         """Process some items of columns from `first` on; return how many."""
         if self.lots.ready and columns.values.shape[1] == self.lots.channels:
             outputs = getattr(self.task, "outputs", 1)
-            items = items_of(columns, self.task, first, MOST_ITEMS, outputs)
+            items = items_of(columns, self.task, first, self.lots.reach, outputs)
             told = self.lots.take(items)
             if told is not None:
                 found.add_lot(told, first)
@@ -567,7 +566,9 @@ class Pipeline(ShowsArguments):
             )
         dtype = torch.float64 if output.dtype == torch.float64 else torch.float32
         copied = output.detach().to(spec.device, dtype, copy=True)  # the base may reuse its buffer
-        return BaseOutput(copied, None if embedding is None else embedding.detach().clone())
+        if embedding is not None:
+            embedding = embedding.detach().to(spec.device, torch.float32, copy=True).reshape(-1)
+        return BaseOutput(copied, embedding)
 
     # -- building: the shapes are known when the first window is full
 

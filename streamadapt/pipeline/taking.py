@@ -65,10 +65,10 @@ class Clock(NamedTuple):
 def is_plain_time(c: Any, time: int) -> Any:
     """Return whether a time needs no doubt: it is neither far ahead nor too old."""
     newest, step, pause = c.numbers[0], c.numbers[3], c.numbers[5]
-    longest = max(pause, step)
+    longest = max(pause, step, c.numbers[4], c.limits[0], c.limits[1])
     if abs(time) > LARGEST_TIME or abs(newest) > LARGEST_TIME or longest > LARGEST_TIME // USUAL:
         return False
-    reach = max(c.limits[1], USUAL * longest)
+    reach = max(c.limits[1], USUAL * max(pause, step))
     return newest - c.limits[0] <= time <= newest + reach
 
 

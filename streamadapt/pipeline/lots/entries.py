@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from streamadapt.models.contract import BaseOutput, Spec
-from streamadapt.models.device import is_fatal
 from streamadapt.models.steps import LotOfWindows, answer_loop
 from streamadapt.pipeline.lots.host import Host
 from streamadapt.pipeline.lots.room import Room
@@ -33,7 +32,7 @@ class Entries:
     Attributes
     ----------
     count : int
-        How many of them are plain, and have an answer of the base; the others are left out.
+        How many of them are taken; the others are left out.
     rows : ndarray, (entries,), int64
         The places of their predictions.
     times : ndarray, (entries,), int64, ns
@@ -46,7 +45,7 @@ class Entries:
         room.places.reserve(self.count)
         self.rows = np.array([room.places.take() for _ in range(self.count)], np.int64)
         self._take()
-        self.shorten(self._ask_base())
+        self.shorten(self.count)
 
     def _take(self) -> None:
         """Take in as many as are plain, on copies of the pipeline's state."""
@@ -101,7 +100,7 @@ class Entries:
 
     # -- the base
 
-    def _ask_base(self) -> int:
+    def ask_base(self) -> int:
         """Write the base's outputs to places; return how many entries have one, before the first
         that has none."""
         spec, room = self.room.spec, self.room
@@ -136,8 +135,6 @@ class Entries:
                 output = pipeline.checked_output(pipeline.base(inputs), spec)
                 exact, base, silent = finite_output(output, spec)
         except Exception as error:
-            if is_fatal(error):
-                raise
             pipeline.lots.answer = inputs, error
             return None
         if silent is not None:

@@ -10,7 +10,7 @@ import numpy as np
 from streamadapt.columns import Columns
 from streamadapt.errors import EntryError
 from streamadapt.models.origin import FLOAT32_MAX
-from streamadapt.pipeline.coerce import coerced
+from streamadapt.pipeline.coerce import coerced, has_surrogate
 from streamadapt.records import Array, Entry, Label
 from streamadapt.tasks import Supervised, Task
 
@@ -112,12 +112,16 @@ def items_of(columns: Columns, task: Task, first: int, count: int, outputs: int)
     is_label, n = columns.is_label, len(columns.times[some])
     assert is_label is not None
     supervised = isinstance(task, Supervised)
-    labels = np.full((n, outputs), np.nan)
-    if supervised and columns.labels is not None and columns.labels.shape[1] == outputs:
-        labels = columns.labels[some]
+    labels, odd = np.full((n, outputs), np.nan), np.zeros(n, np.bool_)
+    if supervised and columns.labels is not None:
+        if columns.labels.shape[1] == outputs:
+            labels = columns.labels[some]
+        else:  # they are refused one by one
+            odd |= ~np.isnan(columns.labels[some]).all(axis=1)
     told = is_label[some].tolist()
     own = (~np.isnan(labels).all(axis=1) & ~is_label[some]).tolist()
     found = Items(
         told, list(columns.ids[some]), columns.times[some], columns.values[some], labels, own
     )
-    return up_to_first_bad_label(found, task)
+    odd |= np.array([not id_.isascii() and has_surrogate(id_) for id_ in found.ids], np.bool_)
+    return up_to_first_bad_label(found.first(int(np.argmax(odd))) if odd.any() else found, task)

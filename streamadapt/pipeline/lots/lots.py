@@ -8,7 +8,7 @@ where a lot ends.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -29,7 +29,10 @@ from streamadapt.pipeline.lots.tell import Tell, Told
 from streamadapt.pipeline.rollback import UNTIL_SNAPSHOT
 from streamadapt.tasks import Forecast, Supervised
 
-__all__ = ["Lots"]
+__all__ = ["MOST_ITEMS", "Lots"]
+
+MOST_ITEMS: Final = 1024
+"""The most items of a lot."""
 
 
 class Lots:
@@ -45,6 +48,9 @@ class Lots:
         False: every item is taken alone, for tests that compare the two.
     taken : int
         How many items have been taken in lots.
+    reach : int
+        How many items to look at next: fewer after a lot that ended early, since the base was
+        asked for all of them.
     answer : (Tensor, BaseOutput or Exception) or None
         The inputs and the answer of the base that ended the last lot: it is not asked twice.
     """
@@ -53,9 +59,14 @@ class Lots:
         self.pipeline = pipeline
         self._room: Room | None = None
         self._made_for: tuple[Any, ...] = ()
-        self.allowed, self.taken = True, 0
+        self.allowed, self.taken, self.reach = True, 0, MOST_ITEMS
         self._suited = (-1, -1)
         self.answer: tuple[Tensor, BaseOutput | Exception] | None = None
+
+    def _intervals_began(self) -> bool:
+        """Whether there are no intervals, or some have been issued since they began."""
+        intervals = self.pipeline.intervals
+        return not isinstance(intervals, Intervals) or intervals.state is not None
 
     def _suits(self) -> bool:
         """Whether all parts can take a lot: of their classes this does not change, but somebody
@@ -93,6 +104,8 @@ class Lots:
             self.allowed
             and self.answer is None  # of the next entry, which is not plain
             and pipeline.spec is not None
+            and pipeline.spec.device.type == "cpu"
+            and self._intervals_began()
             and pipeline.settled
             and task.clock.plain
             and pipeline.screen.plain
@@ -145,18 +158,27 @@ class Lots:
         if not items.ids:
             return None
         room, pipeline = self.room(len(items)), self.pipeline
-        items = items.first(room.most)
+        items = items.first(min(room.most, self.reach))
         room.places.recycle()
         is_entry = ~np.array(items.is_label, np.bool_)
         taken = None
         if is_entry.any():
-            with pipeline.timing.stage("predict"):
-                taken = Entries(pipeline, room, items.values[is_entry], items.times[is_entry])
+            taken = Entries(pipeline, room, items.values[is_entry], items.times[is_entry])
         task = pipeline.task
         assert isinstance(task, Supervised | Forecast)
         events = events_of(room, task, items, taken)
         if taken is not None:
-            taken.shorten(int((events.kinds != LEARN).sum()))
+            taken.shorten(events.entries)  # so that the base is asked for no others
+            with pipeline.timing.stage("predict"):
+                answered = taken.ask_base()
+            if answered < taken.count:
+                taken.shorten(answered)
+                events = events_of(room, task, items, taken)
+        events.finish()
+        if taken is not None:
+            taken.shorten(events.entries)
+        whole = events.count == len(items)
+        self.reach = min(2 * self.reach, MOST_ITEMS) if whole else max(2 * events.count, 1)
         if events.count == 0:
             return None
         if taken is not None and taken.count:

@@ -77,6 +77,15 @@ class LotEvents(ABC):
     def __init__(self, room: Room) -> None:
         self.room = room
 
+    @property
+    @abstractmethod
+    def entries(self) -> int:
+        """The number of entries among the items that have been taken."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Complete the events, now that the base's answers are known."""
+
     @abstractmethod
     def commit(self) -> None:
         """Let the task have seen the items."""
@@ -123,6 +132,14 @@ class SupervisedEvents(LotEvents):
         self.passed = 0
         self.gone: set[str] = set()  # ids whose predictions wait no longer
         self.count = self._match()
+
+    @property
+    def entries(self) -> int:
+        """The number of entries among the items that have been taken."""
+        return sum(action[0] == ENTRY for action in self.actions[: self.marks[self.count]])
+
+    def finish(self) -> None:
+        """Leave out what the base's answers rule out, and make the arrays of events."""
         self._leave_out_outliers()
         self._make_arrays()
 
@@ -345,6 +362,14 @@ class ForecastEvents(LotEvents):
         self.kinds = np.tile([LEARN, ENTRY], self.count)[0 if self.open else 1 :]
         self.at = self.rows[self.open + self.entry]
         self.item = self.entry
+
+    @property
+    def entries(self) -> int:
+        """The number of entries."""
+        return self.count
+
+    def finish(self) -> None:
+        """Do nothing: all is known."""
 
     def commit(self) -> None:
         """Let the task have seen the items."""

@@ -146,6 +146,7 @@ class Room:
             kind for kind in type(base).__mro__ if any(name in vars(kind) for name in both)
         )
         own = "steps" not in vars(last) or "forward" in vars(base) or base._forward_hooks
+        own = own or base._forward_pre_hooks
         return None if own else base.steps()
 
     def box(self) -> None:
