@@ -416,7 +416,7 @@ def test_decoding_gives_only_entries_labels_and_entry_errors(raw: bytes, stream:
             assert "\n" not in refusal.detail
         else:
             row = got.values if isinstance(got, Entry) else got.value
-            assert row.dtype == np.float32
+            assert row.dtype == np.float64
             assert not np.isinf(row).any()
             got.id.encode()
 
