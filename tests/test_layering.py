@@ -19,7 +19,7 @@ from streamadapt.config.registry import kinds
 FLOORS = (  # the lowest first; a room is a folder, or a file beside the folders
     ("arguments", "errors", "kernel_cache", "kernel_folder", "version"),
     ("clock", "compiled", "files", "records"),
-    ("cholesky", "columns", "numbers"),
+    ("cholesky", "columns", "holders", "numbers"),
     ("config",),
     ("models", "state"),
     ("tasks",),
