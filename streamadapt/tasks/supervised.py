@@ -25,7 +25,7 @@ from streamadapt.tasks.outliers import LabelOutliers
 from streamadapt.tasks.places import Place, moved_out
 from streamadapt.tasks.settling import PendingLabel, PendingLabels, Queue
 
-__all__ = ["Supervised"]
+__all__ = ["EXPIRED", "LEARNED", "Learnt", "Supervised", "Waiting"]
 
 LEARNED, EXPIRED, UNPREDICTED = "learned", "expired", "unpredicted"
 PARTIAL, CORRECTED, ABSURD = "partial", "corrected", "absurd"
@@ -443,18 +443,19 @@ class Supervised(Task):
         known = ~np.isnan(value)
         # Has been learned just so.
         if one.assumed_negative and known.any() and value[0] == 0.0:
-            self._close(id_, LEARNED, CONFIRMED)
+            self.close(id_, LEARNED, CONFIRMED)
             return
         one.learned = known if one.learned is None else one.learned | known
         if self.negative_after is not None and known.any() and value[0] == 1.0:
             self.positives.saw_positive(late=one.assumed_negative)
         learnt.append(self._learnt(one.issued, value))
         if one.learned.all():
-            self._close(id_, LEARNED, TURNED if one.assumed_negative else LEARNED)
+            self.close(id_, LEARNED, TURNED if one.assumed_negative else LEARNED)
         else:
             self.count(PARTIAL)
 
-    def _close(self, id_: str, closed_as: str, outcome: str | None) -> None:
+    def close(self, id_: str, closed_as: str, outcome: str | None) -> None:
+        """End the waiting of a prediction, and count the outcome; its id is remembered."""
         issued = self.waiting.pop(id_).issued
         self.closed[id_] = (issued.time, closed_as)
         if isinstance(issued, Place):
@@ -496,8 +497,7 @@ class Supervised(Task):
         )
 
     def _expire(self, now: int, learnt: list[Learnt]) -> None:
-        """Expire predictions older than the time-to-live, and forget ids older than twice that
-        time."""
+        """Expire predictions older than the time-to-live, and forget old ids."""
         while self.waiting:
             id_, oldest = next(iter(self.waiting.items()))
             if now - oldest.entry_time <= self.ttl and len(self.waiting) < self.max_pending:
@@ -505,7 +505,12 @@ class Supervised(Task):
             if id_ in self.pending_labels:  # its label has arrived, but is not due yet
                 self._learn_pending(id_, learnt)
             if id_ in self.waiting:
-                self._close(id_, EXPIRED, None if oldest.assumed_negative else EXPIRED)
+                self.close(id_, EXPIRED, None if oldest.assumed_negative else EXPIRED)
+        self.forget_old_ids(now)
+
+    def forget_old_ids(self, now: int) -> None:
+        """Forget ids older than twice the time-to-live, and the oldest beyond twice
+        `max_pending`."""
         while self.closed:
             id_, (time, _) = next(iter(self.closed.items()))
             if now - time <= 2 * self.ttl and len(self.closed) < 2 * self.max_pending:

@@ -18,11 +18,11 @@ from streamadapt.tasks import Forecast, Supervised
 from streamadapt.tasks.issued import Issued
 from streamadapt.tasks.outlier_kernels import judge
 from streamadapt.tasks.places import Place, moved_out
-from streamadapt.tasks.supervised import Waiting
+from streamadapt.tasks.supervised import EXPIRED, LEARNED
 
 __all__ = ["ForecastEvents", "LotEvents", "SupervisedEvents", "events_of"]
 
-EXPIRED: Final = -1
+EXPIRE: Final = -1
 
 
 def _judge_labels(p: Any, s: Any, w: Any, labels: Any, rows: Any, experts: Any, errors: Any,  # noqa: PLR0913
@@ -222,7 +222,7 @@ class SupervisedEvents(LotEvents):
                     return True
                 self.gone.add(id_)
                 self.open -= 1
-                self.actions.append((EXPIRED, id_, 0, one.issued.time, 0))
+                self.actions.append((EXPIRE, id_, 0, one.issued.time, 0))
             self.next = next(self.oldest, None)
         while self.passed < len(self.order) and self.order[self.passed] in self.gone:
             self.passed += 1
@@ -268,7 +268,7 @@ class SupervisedEvents(LotEvents):
 
     def _make_arrays(self) -> None:
         done = self.actions[: self.marks[self.count]]
-        events = [action for action in done if action[0] != EXPIRED]
+        events = [action for action in done if action[0] != EXPIRE]
         self.kinds = np.array([event[0] for event in events], np.int64)
         self.at = np.array([event[2] for event in events], np.int64)
         self.item = np.array([event[4] for event in events], np.int64)
@@ -280,23 +280,14 @@ class SupervisedEvents(LotEvents):
 
     def commit(self) -> None:
         """Let the task have seen the items."""
-        task, places, count = self.task, self.room.places, self.task.outcomes
-        waiting, closed, span, most = task.waiting, task.closed, 2 * task.ttl, 2 * task.max_pending
-        first = next(iter(closed.values()), None)
+        task, places = self.task, self.room.places
         for kind, id_, row, time, _ in self.done:
             if kind == ENTRY:
-                first = first or next(iter(closed.values()), None)
-                while first is not None and (time - first[0] > span or len(closed) >= most):
-                    closed.popitem(last=False)
-                    first = next(iter(closed.values()), None)
-                waiting[id_] = Waiting(Place(places, row, id_, time))
-                continue
-            one = waiting.pop(id_)
-            if isinstance(one.issued, Place):
-                one.issued.places.release(one.issued.row)
-            outcome = "learned" if kind == LEARN else "expired"
-            closed[id_] = (time, outcome)
-            count[outcome] += 1
+                task.forget_old_ids(time)
+                task.remember(Place(places, row, id_, time))
+            else:
+                outcome = LEARNED if kind == LEARN else EXPIRED
+                task.close(id_, outcome, outcome)
         self._hold_the_rest()
 
     def _hold_the_rest(self) -> None:
