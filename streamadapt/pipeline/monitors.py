@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from streamadapt.drift.compiled import CompiledDetectors
 from streamadapt.drift.monitor import DriftMonitor
 from streamadapt.drift.reactions import Reactor
+from streamadapt.drift.signal_kernels import ERROR, LOSS, RESIDUAL
 from streamadapt.drift.signals import SIGNALS, EmbeddingDistance, UsualError, confidence
 from streamadapt.errors import ConfigError
 from streamadapt.learners.base import Learner
+from streamadapt.learners.compiled import is_as_made
 from streamadapt.models.contract import BaseOutput, Spec, TaskKind
 from streamadapt.pipeline.faults import Faults
 from streamadapt.pipeline.stats import Stats
@@ -24,6 +26,7 @@ from streamadapt.tasks.losses import Loss
 __all__ = ["Monitors"]
 
 Value = float | Array
+T = TypeVar("T")
 ENTRY_SIGNALS = ("input", "confidence", "embedding")
 
 
@@ -107,12 +110,8 @@ class Monitors:
             return
         base, target = matured.experts[0], matured.target
         found = self.usual.signals(base, target, matured.mask, loss, self.kind)
-        relative, wrong, residual = found.means.tolist()
-        self._detect("loss", relative, found.losses)
-        if self.watches("error"):
-            self._detect("error", wrong)
-        if self.watches("residual"):
-            self._detect("residual", residual, found.residuals)
+        for _, monitor in self.alarms(*(array[None] for array in found)):
+            self.alarm(monitor)
 
     def take_in_entry(self, newest: Array, base: BaseOutput) -> None:
         """Update the monitors with an entry: its scaled values (channels,), NaN if missing, and
@@ -174,14 +173,14 @@ class Monitors:
         Returns
         -------
         list of (int, DriftMonitor)
-            The arrivals at which monitors fire, in the order in which `take_in_matured` would
-            report them.
+            The arrivals at which monitors fire; at one arrival in the order of the signals, then
+            of the monitors.
         """
         found: list[tuple[int, Any]] = []
         for signal, i, each in (
-            ("loss", 0, losses),
-            ("error", 1, None),
-            ("residual", 2, residuals),
+            ("loss", LOSS, losses),
+            ("error", ERROR, None),
+            ("residual", RESIDUAL, residuals),
         ):
             for monitor in self.drift_monitors:
                 if monitor.signal == signal:
@@ -192,25 +191,31 @@ class Monitors:
 
     def _firing_at(self, monitor: DriftMonitor, values: Any) -> list[int]:
         """Update a monitor with the values (arrivals, channels); return where it fires."""
-        plain = type(monitor).update is DriftMonitor.update
-        if plain and isinstance(monitor.detectors, CompiledDetectors):
-            flags: list[int] = np.flatnonzero(monitor.update_many(values)).tolist()
-            return flags
+        if is_as_made(monitor, DriftMonitor, ("update",)) and isinstance(
+            monitor.detectors, CompiledDetectors
+        ):
+            flags = self._contained(monitor, lambda: monitor.update_many(values))
+            return [] if flags is None else np.flatnonzero(flags).tolist()
         rows = values if monitor.each else values[:, 0].tolist()
         return [n for n, value in enumerate(rows) if self._fires(monitor, value)]
 
     def _fires(self, monitor: DriftMonitor, value: Value) -> bool:
-        """Update a monitor with a value; a monitor that raises is restarted, and does not fire."""
+        """Update a monitor with a value; return whether it fires."""
+        return self._contained(monitor, lambda: bool(monitor.update(value))) or False
+
+    def _contained(self, monitor: DriftMonitor, update: Callable[[], T]) -> T | None:
+        """Return the result of an update; a monitor that raises is restarted, and the result is
+        None."""
         part = f"detector:{monitor.name}"
         try:
-            return bool(monitor.update(value))
+            return update()
         except Exception as error:
             self.faults.note(part, error)
         try:
             monitor.restart()
         except Exception as error:
             self.faults.note(part, error)
-        return False
+        return None
 
     def _on_reaction(self, what: str, learner: Learner) -> None:
         self._note(what, " ".join(learner.names))
