@@ -175,7 +175,7 @@ def memory_sides(entries: int) -> dict[str, Callable[[], BruteForce | Hnsw]]:
 
 
 def memory(entries: int, usual: int, name: str, ctx: Context) -> Measured:
-    """``memory-N``: the exact memory with so many entries."""
+    """``memory-N``: the exact memory with N entries."""
     many, rivals = ctx.many(usual), memory_sides(entries)
     rounds = ctx.compare(
         Side.of("ours", lambda: _own_round(_filled(ErrorMemory(capacity=entries), entries), many)),

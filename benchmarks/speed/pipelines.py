@@ -50,7 +50,7 @@ REGRESSION = (
 
 @contextmanager
 def _pipeline(ctx: Context, root: Path, job: Job, warm_up: int, items: int) -> Iterator[Round]:
-    """Start a pipeline in a process, warm it up, and give a round of so many items."""
+    """Start a pipeline in a process, warm it up, and give a round of `items` items."""
     with running(root, job, ctx.folder) as worker:
         worker.ask(items=warm_up)
 
@@ -70,7 +70,7 @@ def _old(ctx: Context, job: Job, way: str, warm_up: int, items: int) -> Side:
 
 
 def _sensor_job(ctx: Context, items: int) -> tuple[Items, Job, int]:
-    """Return the regression stream for rounds of so many items, its job and its warm-up."""
+    """Return the regression stream for rounds of `items` items, its job and its warm-up."""
     warm_up = 2 * ctx.many(1_000) + LATE
     stream = sensors((warm_up + (ctx.rounds + 1) * items) // 2 + LATE + 2)
     paths = stream.save(ctx.folder, "sensors")

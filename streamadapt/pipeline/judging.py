@@ -18,7 +18,7 @@ __all__ = ["RATIO", "USUAL_OF", "WINDOW", "HealthState", "ScoreRoom", "all_finit
 WINDOW: Final = 50
 """Matured arrivals over which losses are compared, and for which a broken learner stays out."""
 RATIO: Final = 10.0
-"""A learner whose loss is so many times the base's is broken."""
+"""A learner is broken if its loss is more than this number of times the base's."""
 USUAL_OF: Final = 500
 """Matured arrivals that the base's usual loss is a mean of, and steps of a gradient's usual
 norm."""

@@ -21,6 +21,7 @@ __all__ = [
     "learner_inputs",
     "moved_issued",
     "moved_matured",
+    "scaled_newest",
     "warn_of_rounding",
 ]
 
@@ -84,6 +85,13 @@ def moved_matured(matured: Matured, spec: Spec) -> Matured:
     target = _for_learners(matured.target, spec)
     rows = replace(matured.rows, base=matured.rows.base._replace(output=output), target=target)
     return replace(matured, rows=rows, path=rows)
+
+
+def scaled_newest(inputs: Tensor, spec: Spec, missing: Mask) -> Array:
+    """Return the newest entry of a window as monitors get it, (channels,): scaled, float64, NaN
+    where `missing`."""
+    newest = ((inputs[-1] - spec.input_loc) / spec.input_scale).cpu().double().numpy()
+    return np.where(missing, np.nan, newest)
 
 
 def warn_of_rounding(base: Base, spec: Spec) -> None:

@@ -50,6 +50,7 @@ from streamadapt.pipeline.origin import (
     learner_inputs,
     moved_issued,
     moved_matured,
+    scaled_newest,
     warn_of_rounding,
 )
 from streamadapt.pipeline.panel import Panel
@@ -867,8 +868,7 @@ class Pipeline(ShowsArguments):
                 replace(spec, embedding=None if base.embedding is None else len(base.embedding))
             )
         if commit and self.monitors.drift_monitors:
-            newest = ((inputs[-1] - spec.input_loc) / spec.input_scale).cpu().double().numpy()
-            newest = np.where(np.isnan(entry.values) | asked.look.absurd, np.nan, newest)
+            newest = scaled_newest(inputs, spec, np.isnan(entry.values) | asked.look.absurd)
             self.contain("signals", self.monitors.take_in_entry, newest, base)
         exact, base, silent = finite_output(base, spec)
         experts = self._experts(inputs, exact, base, commit=commit)

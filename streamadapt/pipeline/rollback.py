@@ -23,8 +23,8 @@ from streamadapt.records import Array
 __all__ = ["Health"]
 
 GRADIENT_RATIO = 1000.0
-"""A learner whose gradient is so many times as long as usual is broken, and one whose gradient is
-no number."""
+"""A learner is broken if its gradient is more than this number of times as long as usual, or is no
+number."""
 SNAPSHOT_EVERY = 500
 """Matured arrivals between snapshots of the healthy learners."""
 PROBATION = 250

@@ -49,8 +49,8 @@ class Lots:
     taken : int
         How many items have been taken in lots.
     reach : int
-        How many items to look at next: fewer after a lot that ended early, since the base was
-        asked for all of them.
+        How many items to look at next: fewer after a lot that ended early, since all of them
+        were looked at.
     answer : (Tensor, BaseOutput or Exception) or None
         The inputs and the answer of the base that ended the last lot: it is not asked twice.
     """

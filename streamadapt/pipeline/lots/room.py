@@ -58,20 +58,23 @@ class Room:
         origin = spec.input_origin
         self.input_origin = np.zeros(spec.channels) if origin is None else origin.cpu().numpy()
         self.known = np.zeros(spec.channels, np.bool_)
+        judged, estimate = guard.judged, pipeline.label_requests.estimate
         self.estimate_room: Any = None
-        judged = 1 if guard.loss.row_wise else spec.columns
+        if estimate is not None:
+            self.estimate_room = estimate.room(len(pipeline.names), spec.columns)
         self.signal_room = signal_room(spec.rows, judged)
         self.signals = empty_signals(judged)
         self.base_rows = np.zeros((1, spec.rows, spec.columns))
         loss = loss_settings(guard.loss)
         self.signal_settings = SignalSettings(loss, spec.kind == "classification")
         self.outlier_room = outlier_room()
-        self.unit = np.zeros((1, 1 if guard.loss.row_wise else spec.columns))
+        self.unit = np.zeros((1, judged))
         self.answer = np.zeros((spec.rows, spec.columns))
         self.experts = len(pipeline.names)
         self.names = [learner.names for learner in pipeline.learners]
         self.firsts = [sum(map(len, self.names[:i])) for i in range(len(self.names))]
         self.kept = pipeline.intervals.kept
+        self.interval = np.zeros((self.kept, spec.rows, spec.columns))
         self.places = places or Places(
             spec.window, spec.channels, spec.rows, spec.columns, self.experts,
             self.kept + guard.n_aggregators, spec.embedding or 0,
@@ -99,11 +102,10 @@ class Room:
             )
             for name in (("rows", "path") if spec.kind == "forecast" else ("rows",))
         }  # fmt: skip
-        judged = 1 if self.guard.loss.row_wise else spec.columns
         self._guard_lot = GuardLot(
             kinds, at, np.zeros((n, spec.rows), np.int64), outputs, np.zeros((n, *shape)),
             np.zeros((n, *shape), np.bool_), np.ones(n), np.zeros((n, self.experts)),
-            np.zeros((n, spec.rows, judged)), places.experts, places.own,
+            np.zeros((n, spec.rows, self.guard.judged)), places.experts, places.own,
         )  # fmt: skip
 
     def _make_judging(self, pipeline: Host) -> None:

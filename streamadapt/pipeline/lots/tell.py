@@ -9,13 +9,13 @@ import numpy as np
 
 from streamadapt.drift.signal_kernels import empty_usual
 from streamadapt.learners.lots import ENTRY, LEARN
-from streamadapt.pipeline.interval_kernels import empty_intervals
 from streamadapt.pipeline.intervals import Intervals
 from streamadapt.pipeline.label_requests import LabelFields, put_sums, sums_of
 from streamadapt.pipeline.lots.host import Host
 from streamadapt.pipeline.lots.matching import ForecastEvents, LotEvents
 from streamadapt.pipeline.lots.room import Room
 from streamadapt.pipeline.lots.tell_loops import interval_loop, note_loop, signal_loop
+from streamadapt.pipeline.origin import scaled_newest
 from streamadapt.records import Array
 from streamadapt.tasks import Matured
 from streamadapt.tasks.loss_kernels import loss_settings
@@ -97,8 +97,6 @@ class Tell:
         estimate, stats = requests.estimate, self.pipeline.stats
         assert estimate is not None
         sums = sums_of(stats, requests.measures)
-        if room.estimate_room is None:
-            room.estimate_room = estimate.room(room.experts, room.spec.columns)
         steps = estimate.steps
         note_loop(steps.estimate.function, steps.learn.function).call(
             loss_settings(requests.loss), estimate.settings, estimate.state, room.estimate_room,
@@ -110,13 +108,10 @@ class Tell:
         """Issue intervals, and judge those whose targets are known."""
         intervals, room, stats = self.pipeline.intervals, self.room, self.pipeline.stats
         assert isinstance(intervals, Intervals)
-        shape = (room.spec.rows, room.spec.columns)
-        if intervals.state is None:
-            intervals.state = empty_intervals(1, shape, intervals.first)
+        assert intervals.state is not None
         counts = np.zeros((1, 2), np.int64)
-        kept = np.zeros((room.kept, *shape))
         interval_loop.call(
-            intervals.settings, intervals.state, room.guard_box, kept, counts, self.size
+            intervals.settings, intervals.state, room.guard_box, room.interval, counts, self.size
         )
         stats.interval_cells += int(counts[0, 0])
         stats.interval_hits += int(counts[0, 1])
@@ -201,12 +196,9 @@ class Tell:
         """Update the monitors of entries."""
         pipeline, spec, places = self.pipeline, self.room.spec, self.room.places
         row, item = int(self.events.at[self.first + n]), int(self.events.item[self.first + n])
-        newest = places.windows[row, -1]
-        scaled = (newest - spec.input_loc.numpy()) / spec.input_scale.numpy()
-        missing = np.isnan(self.events.items.values[item])
-        scaled = np.where(missing, np.nan, scaled.astype(np.float64))
-        base = Place(places, row, "", 0).base
-        pipeline.contain("signals", pipeline.monitors.take_in_entry, scaled, base)
+        place = Place(places, row, "", 0)
+        newest = scaled_newest(place.inputs, spec, np.isnan(self.events.items.values[item]))
+        pipeline.contain("signals", pipeline.monitors.take_in_entry, newest, place.base)
 
     def _request(self, n: int) -> LabelFields:
         """Decide whether the label of entry event n is requested."""
