@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from streamadapt.compiled import compiled, inlined
 
-__all__ = ["at_least", "at_most", "clip", "dot", "first_largest", "sum_like_numpy", "total"]
+__all__ = ["at_least", "at_most", "clip", "dot", "first_largest", "softmax",
+           "sum_like_numpy", "total"]  # fmt: skip
 
 
 @compiled
@@ -95,3 +97,17 @@ def first_largest(x: Any) -> Any:
         if x[best] == x[best] and not x[i] <= x[best]:
             best = i
     return best
+
+
+@compiled
+def softmax(scores: Any) -> None:
+    """``scores <- exp(scores) / sum(exp(scores))``, in place."""
+    top = scores[0]
+    for j in range(1, scores.shape[0]):
+        top = max(top, scores[j])
+    total = 0.0
+    for j in range(scores.shape[0]):
+        scores[j] = math.exp(scores[j] - top)
+        total += scores[j]
+    for j in range(scores.shape[0]):
+        scores[j] /= total

@@ -14,8 +14,9 @@ from streamadapt.learners.base import INNOVATION_RATE, Maturity, one_or_more
 from streamadapt.learners.compiled import CompiledLearner, NoRoom, Steps
 from streamadapt.learners.least_squares import boosted, clipped
 from streamadapt.learners.masks import all_known
-from streamadapt.learners.probabilities import ClassRoom, class_room, log_odds, softmax
+from streamadapt.learners.probabilities import ClassRoom, class_room, log_odds
 from streamadapt.models.contract import Spec
+from streamadapt.numbers import softmax
 from streamadapt.records import Array
 
 __all__ = ["Calibration"]

@@ -13,8 +13,9 @@ from streamadapt.errors import ConfigError
 from streamadapt.learners.base import Maturity, one_or_more
 from streamadapt.learners.compiled import CompiledLearner, NoRoom, Steps
 from streamadapt.learners.masks import all_known
-from streamadapt.learners.probabilities import FLOOR, ClassRoom, class_room, log_odds, softmax
+from streamadapt.learners.probabilities import FLOOR, ClassRoom, class_room, log_odds
 from streamadapt.models.contract import Spec
+from streamadapt.numbers import softmax
 from streamadapt.records import Array
 
 __all__ = ["Gain"]

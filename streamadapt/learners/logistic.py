@@ -14,9 +14,10 @@ from streamadapt.errors import ConfigError
 from streamadapt.learners.base import Maturity, one_or_more
 from streamadapt.learners.compiled import CompiledLearner, Steps
 from streamadapt.learners.masks import all_known
-from streamadapt.learners.probabilities import log_odds, softmax
+from streamadapt.learners.probabilities import log_odds
 from streamadapt.learners.rls.features import scale_window
 from streamadapt.models.contract import Spec, TaskKind
+from streamadapt.numbers import softmax
 from streamadapt.records import Array
 
 __all__ = ["Logistic"]

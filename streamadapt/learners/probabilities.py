@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from streamadapt.compiled import compiled
+from streamadapt.numbers import softmax
 from streamadapt.records import Array
 
 __all__ = [
@@ -19,7 +20,6 @@ __all__ = [
     "clip_to_simplex",
     "corrected",
     "log_odds",
-    "softmax",
 ]
 
 FLOOR: Final = 1e-6
@@ -40,20 +40,6 @@ class ClassRoom(NamedTuple):
 def class_room(experts: int, classes: int) -> ClassRoom:
     """Return room for the predictions of an example."""
     return ClassRoom(np.zeros(classes), np.zeros((experts, 1, classes)))
-
-
-@compiled
-def softmax(scores: Any) -> None:
-    """``scores <- exp(scores) / sum(exp(scores))``, in place."""
-    top = scores[0]
-    for j in range(1, scores.shape[0]):
-        top = max(top, scores[j])
-    total = 0.0
-    for j in range(scores.shape[0]):
-        scores[j] = math.exp(scores[j] - top)
-        total += scores[j]
-    for j in range(scores.shape[0]):
-        scores[j] /= total
 
 
 @compiled

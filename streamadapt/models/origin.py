@@ -9,16 +9,21 @@ nothing is subtracted, and no bit changes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
+from streamadapt.compiled import compiled
 from streamadapt.records import Array, Mask
 
-if TYPE_CHECKING:  # these modules import this one, or a package that does
-    pass
-
-__all__ = ["FLOAT32_MAX", "agreed_origin", "column_origin", "less_origin", "too_coarse"]
+__all__ = [
+    "FLOAT32_MAX",
+    "agreed_origin",
+    "column_origin",
+    "less_one",
+    "less_origin",
+    "too_coarse",
+]
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 SPACING = 2.0**-23
@@ -105,3 +110,9 @@ def less_origin(
     if origin is None:
         return values.astype(np.float32)
     return np.clip(values - origin, -FLOAT32_MAX, FLOAT32_MAX).astype(np.float32)
+
+
+@compiled
+def less_one(value: float, origin: float) -> Any:
+    """Return the same of one number, in kernels."""
+    return np.float32(min(max(value - origin, -FLOAT32_MAX), FLOAT32_MAX))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
@@ -10,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from streamadapt.compiled import Kernel, compiled
-from streamadapt.models.origin import FLOAT32_MAX
+from streamadapt.models.origin import FLOAT32_MAX, less_one
+from streamadapt.numbers import softmax
 from streamadapt.records import Array
 
 __all__ = [
@@ -136,7 +136,9 @@ def linear(p: Any, w: Any, far: bool, x: Any, out: Any) -> None:
     else:
         by_window(p, w.scaled, far, out[0])
     if p.classify:
-        softmax(out[0], far)
+        softmax(out[0])
+        for k in range(out.shape[1]):
+            out[0, k] = rounded(out[0, k], far)
         return
     rows, columns = out.shape
     for h in range(rows):
@@ -174,20 +176,6 @@ def by_window(p: Any, scaled: Any, far: bool, out: Any) -> None:
         out[k] = rounded(total, far)
 
 
-@compiled
-def softmax(out: Any, far: bool) -> None:
-    """``out <- exp(out) / sum exp(out)``."""
-    largest = out[0]
-    for k in range(out.shape[0]):
-        largest = max(largest, out[k])
-    total = 0.0
-    for k in range(out.shape[0]):
-        out[k] = math.exp(out[k] - largest) if out[k] - largest > -745.0 else 0.0
-        total += out[k]
-    for k in range(out.shape[0]):
-        out[k] = rounded(out[k] / total, far)
-
-
 @cache
 def forward_kernel(predict: Callable[..., None]) -> Kernel:
     """Return the kernel that answers for one window.
@@ -220,9 +208,8 @@ def answer_loop(predict: Callable[..., None]) -> Kernel:
                     value = lot.out[h, j]
                     if not abs(value) <= FLOAT32_MAX:
                         return n
-                    less = min(max(value - lot.origin[j], -FLOAT32_MAX), FLOAT32_MAX)
                     lot.experts[at, 0, h, j] = value
-                    lot.bases[at, h, j] = np.float64(np.float32(less))
+                    lot.bases[at, h, j] = np.float64(less_one(value, lot.origin[j]))
         return len(lot.rows)
 
     return Kernel(run, f"the base {predict.__name__} over a lot")

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
-import numpy as np
-
 from streamadapt.compiled import Kernel, compiled
-from streamadapt.models.origin import FLOAT32_MAX
+from streamadapt.models.origin import FLOAT32_MAX, less_one
 from streamadapt.records import Array
 from streamadapt.tasks.event_clock import FADING, MOST, SURE, USUAL
 
@@ -183,9 +181,7 @@ def write_window(a: Any, n: int) -> None:
     for i in range(window):
         a.window_times[at, i] = a.history_times[n + 1 + i]
         for j in range(channels):
-            less = a.history[n + 1 + i, j] - a.origin[j]
-            less = min(max(less, -FLOAT32_MAX), FLOAT32_MAX)
-            a.windows[at, i, j] = np.float32(less)
+            a.windows[at, i, j] = less_one(a.history[n + 1 + i, j], a.origin[j])
 
 
 def _take_entries(c: Any, s: Any, a: Any) -> Any:
